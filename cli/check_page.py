@@ -1,0 +1,158 @@
+"""Print the report of a check in every format."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, assert_never
+
+from smdbg.cli.output import (
+    VERSION,
+    Column,
+    Format,
+    Record,
+    console,
+    counted,
+    data,
+    dump,
+    field,
+    line,
+    number,
+    plain,
+    table,
+    talk,
+)
+
+if TYPE_CHECKING:
+    from smdbg.analysis.checker import Report
+
+MESSAGE_WIDTH = 60  # where there is less room, the messages go below the table
+REST = 65  # what the other columns of the findings need, without the names of the tensors
+STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "failed": "bold red"}
+
+
+def show(report: Report, form: Format, quiet: bool = False) -> None:
+    """Print the findings, what became of the rules, and the closing line."""
+    match form:
+        case Format.TABLE:
+            _page(report)
+        case Format.TSV:
+            for finding in report.findings:
+                data("\t".join(field(value) for value in finding.record().values()))
+            for result in _odd(report):
+                talk(f"{result['name']}: {result['outcome']}: {result['detail']}", quiet)
+            talk(report.summary.text(), quiet)
+        case Format.JSONL:
+            for record in records(report):
+                data(dump(record))
+        case Format.JSON:
+            data(json.dumps(document(report), indent=2, allow_nan=False, ensure_ascii=False))
+        case _:
+            assert_never(form)
+
+
+def records(report: Report) -> list[dict[str, Any]]:
+    """Return the findings, then the rules, then the summary, each with its type."""
+    return [
+        *({"type": "finding", **finding.record()} for finding in report.findings),
+        *({"type": "rule", **result.record()} for result in report.rules),
+        {"type": "summary", **report.summary.record()},
+    ]
+
+
+def document(report: Report) -> dict[str, Any]:
+    """Return the same as one JSON object."""
+    return {
+        "version": VERSION,
+        "findings": plain([finding.record() for finding in report.findings]),
+        "rules": plain([result.record() for result in report.rules]),
+        "summary": plain(report.summary.record()),
+    }
+
+
+def _page(report: Report) -> None:
+    """Print the report for people."""
+    found = [finding.record() for finding in report.findings]
+    longest = max((len(record["tensor"]) for record in found), default=0)
+    roomy = console().width >= REST + longest + MESSAGE_WIDTH
+    table(found, _columns(found, roomy))
+    if found and not roomy:
+        data("")
+        for record in found:
+            line(f"{record['rule']}: {record['message']}")
+    hints = dict.fromkeys(record["hint"] for record in found if record["hint"])
+    if hints:
+        data("")
+        for hint in hints:
+            line(f"hint: {hint}")
+    odd = _odd(report)
+    if odd:
+        if found:
+            data("")
+        table(odd, _rule_columns())
+    if found or odd:
+        data("")
+    clean = "" if found else "No findings. "
+    line(f"{clean}{_tally(found)}{report.summary.text()}")
+
+
+def _tally(found: Sequence[Record]) -> str:
+    """Return `3 errors, 1 warning. `, and nothing for no findings."""
+    severities = [record["severity"] for record in found]
+    parts = [counted(severities.count(word), word) for word in ("error", "warning") if word in severities]
+    parts += [f"{severities.count('info')} info"] if "info" in severities else []
+    return f"{', '.join(parts)}. " if parts else ""
+
+
+def _odd(report: Report) -> list[dict[str, Any]]:
+    """Return the records of the rules that neither found something nor found it clean."""
+    return [
+        record
+        for record in (result.record() for result in report.rules)
+        if record["outcome"] not in ("clean", "violated")
+    ]
+
+
+def steps_text(record: Record) -> str:
+    """Return first and last step as a training log has them: `train 300 (step 312) – step 500`."""
+    first = f"step {record['first_step']}"
+    if record["mode"] != "global":
+        same = record["first_mode_step"] == record["first_step"]
+        first = f"{record['mode']} {record['first_mode_step']}" + ("" if same else f" ({first})")
+    if record["last_step"] == record["first_step"]:
+        return first
+    return f"{first} – {record['last_step']}"
+
+
+def _columns(found: Sequence[Record], roomy: bool) -> list[Column]:
+    """Return the columns of the findings; the worker only where there are several."""
+    columns = [
+        Column("severity", lambda r: r["severity"], style=lambda r: STYLES.get(r["severity"], "")),
+        Column("rule", lambda r: r["rule"]),
+        Column("tensor", lambda r: r["tensor"], fold=True),
+        Column("steps", steps_text),
+        Column("violated", lambda r: f"{r['violations']:,} of {r['judged']:,}", justify="right", drop=1),
+        Column("worst", lambda r: f"{r['statistic']} {_worst(r['worst'])}", justify="right", drop=2),
+    ]
+    if len({record["worker"] for record in found}) > 1:
+        columns.insert(3, Column("worker", lambda r: str(r["worker"]), justify="right"))
+    if roomy:
+        columns.append(Column("message", lambda r: r["message"], fold=True))
+    return columns
+
+
+def _worst(value: float | None) -> str:
+    """Return the worst value for people; NaN is a word."""
+    if value is None:
+        return "-"
+    return number(float(value)) if math.isfinite(value) else str(float(value))
+
+
+def _rule_columns() -> list[Column]:
+    """Return the columns of the rules that gave no verdict."""
+    return [
+        Column("rule", lambda r: r["name"]),
+        Column("outcome", lambda r: r["outcome"], style=lambda r: STYLES.get(r["outcome"], "dim")),
+        Column("reason", lambda r: r["detail"], fold=True),
+    ]

@@ -1,0 +1,1 @@
+"""The rules that come with smdbg, one a file, and their packs."""

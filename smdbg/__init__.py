@@ -1,0 +1,63 @@
+"""smdbg: offline tensor forensics for training runs.
+
+A training writes tensors through a thin hook; afterwards, on any machine, they are listed, sliced, reduced and
+checked. The public names below are imported when they are first used, so that `import smdbg` itself is cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smdbg.analysis.rule import Finding, Outcome, Rule, Severity
+    from smdbg.analysis.run import Run, Tensor, open_run
+    from smdbg.hooks.base import Hook
+    from smdbg.hooks.config import CollectionConfig, ReductionConfig, SaveConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CollectionConfig",
+    "Finding",
+    "Hook",
+    "Outcome",
+    "ReductionConfig",
+    "Rule",
+    "Run",
+    "SaveConfig",
+    "Severity",
+    "Tensor",
+    "__version__",
+    "open_run",
+]
+
+_HOMES = {
+    "CollectionConfig": "smdbg.hooks.config",
+    "Finding": "smdbg.analysis.rule",
+    "Hook": "smdbg.hooks.base",
+    "Outcome": "smdbg.analysis.rule",
+    "ReductionConfig": "smdbg.hooks.config",
+    "Rule": "smdbg.analysis.rule",
+    "Run": "smdbg.analysis.run",
+    "SaveConfig": "smdbg.hooks.config",
+    "Severity": "smdbg.analysis.rule",
+    "Tensor": "smdbg.analysis.run",
+    "open_run": "smdbg.analysis.run",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home at its first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'smdbg' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module, with the public ones that are not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,284 @@
+"""What a rule is, what it is given, and what it answers.
+
+A rule is a frozen dataclass in a file of its own under smdbg.rules: its fields are its parameters, `needs` says what
+to read, `evaluate` judges a block of consecutive saved steps at once. The checker (smdbg.analysis.checker) reads,
+cuts the blocks and folds the judgements into findings; a rule never reads or counts by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from smdbg import select
+from smdbg.analysis.findings import (
+    NO_STEP,
+    Bools,
+    Facts,
+    Finding,
+    Floats,
+    Ints,
+    Kind,
+    Outcome,
+    Severity,
+)
+from smdbg.analysis.parameters import Parameter, build, parameter, parameters_of
+from smdbg.errors import RuleNotFound, SmdbgError, near
+from smdbg.store.format import MODES, TensorInfo
+
+__all__ = [
+    "NO_STEP",
+    "Block",
+    "Bools",
+    "Facts",
+    "Finding",
+    "Floats",
+    "Ints",
+    "Judgement",
+    "Kind",
+    "Needs",
+    "Outcome",
+    "Parameter",
+    "Rule",
+    "Severity",
+    "State",
+    "all_rules",
+    "build",
+    "find_rule",
+    "parameter",
+    "parameters_of",
+    "persistent",
+    "summary_of",
+]
+
+State = dict[str, Any]  # what a rule keeps from block to block: JSON-able
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a rule reads: statistics by name, or values; of tensors with these roles or in these collections.
+
+    `look_back` is how many earlier rows a block brings along, `minimum` how many saved steps a verdict takes.
+    """
+
+    statistics: tuple[str, ...] = ()
+    values: bool = False
+    roles: tuple[str, ...] = ()
+    collections: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    look_back: int = 0
+    minimum: int = 1
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields as JSON-able data."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of the selected tensors on one worker in one mode.
+
+    steps, mode_steps: int64[rows]; present: bool[rows, tensors]; rows before `first` are look-back, judged already.
+    """
+
+    worker: int
+    mode: str
+    names: tuple[str, ...]
+    infos: tuple[TensorInfo, ...]
+    steps: Ints
+    mode_steps: Ints
+    present: Bools
+    first: int
+    statistics: Mapping[str, Floats]
+    read: Callable[[str, int], Any] | None = None
+
+    def stat(self, name: str) -> Floats:
+        """Return a statistic as float64[rows, tensors]: NaN where absent, and where it has no value."""
+        if name not in self.statistics:
+            raise SmdbgError(f"The rule asks for the statistic {name!r} and does not name it in its needs().")
+        return self.statistics[name]
+
+    def value(self, row: int, tensor: int) -> Any:
+        """Return the full value (ndarray) of one tensor at one row; OnlyStatistics where none was kept."""
+        if self.read is None:
+            raise SmdbgError("The rule asks for values and does not say so in its needs().")
+        return self.read(self.names[tensor], int(self.steps[row]))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A rule's answer for every row and tensor of a block: arrays [rows, tensors].
+
+    judged: a verdict was possible; violated: and it is bad; worst: the value that is compared; kind: index into the
+    rule's kinds(). Where trouble begins before the row that proves it, `since` is the step at which it did and
+    `before` the last clean step (NO_STEP: none); without them it is the row's own step and the last clean row.
+    notes: (row, column) -> text for the message.
+    """
+
+    judged: Bools
+    violated: Bools
+    worst: Floats
+    kind: Ints | None = None
+    since: Ints | None = None
+    before: Ints | None = None
+    notes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Base of all rules; the fields are the parameters that every rule has."""
+
+    name: ClassVar[str] = ""
+
+    instance: str = ""
+    include: tuple[str, ...] = parameter(
+        (), help="tensors to judge (globs, re: expressions), instead of those the rule picks; adds to collections"
+    )
+    exclude: tuple[str, ...] = parameter((), help="tensors to leave out (globs, re: expressions)")
+    collections: tuple[str, ...] = parameter(
+        (), help="collections to judge, instead of the tensors the rule picks; adds to include"
+    )
+    exclude_roles: tuple[str, ...] = parameter(
+        (), help="roles to leave out, also as the role of the parameter that a gradient or update belongs to"
+    )
+    mode: str | None = parameter(None, choices=MODES, help="judge this mode only; none: each mode by itself")
+    workers: tuple[int, ...] = parameter((), help="ranks to judge; empty: all")
+    start_step: int = parameter(0, unit="steps", minimum=0, help="first global step to judge")
+    end_step: int | None = parameter(None, unit="steps", minimum=0, help="judge global steps before this one")
+    severity: Severity = parameter(Severity.ERROR, help="how bad a finding is")
+
+    @property
+    def label(self) -> str:
+        """Return the name that findings carry: the instance's, or else the rule's."""
+        return self.instance or self.name
+
+    def needs(self) -> Needs:
+        """Return what the rule reads."""
+        return Needs()
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """Return the ways in which the rule can be violated."""
+        return (Kind(""),)
+
+    def applicable(self) -> str | None:
+        """Return why the rule cannot judge with its parameters, None when it can."""
+        return None
+
+    def modes(self, present: Sequence[str]) -> list[str]:
+        """Return the modes to judge, of those that are present in the run."""
+        return [mode for mode in present if self.mode in (None, mode)]
+
+    def select(self, catalogue: Mapping[str, TensorInfo]) -> list[str]:
+        """Return the names of the tensors to judge, in catalogue order."""
+        chosen = {name for name, info in catalogue.items() if self.picks(info)}
+        if self.include or self.collections:
+            chosen = {name for name, info in catalogue.items() if _in_collections(info, self.collections)}
+            chosen.update(select.select(catalogue, self.include) if self.include else ())
+        return [
+            name
+            for name in select.select(catalogue, (), self.exclude)
+            if name in chosen and not self._excluded_role(catalogue[name], catalogue)
+        ]
+
+    def picks(self, info: TensorInfo) -> bool:
+        """Tell whether the rule judges a tensor when the user names none: by role or collection, else all."""
+        needs = self.needs()
+        if not needs.roles and not needs.collections:
+            return True
+        return info.role in needs.roles or _in_collections(info, needs.collections)
+
+    def looked_for(self) -> str:
+        """Return in words which tensors the rule looks for."""
+        needs = self.needs()
+        if self.include or self.collections:
+            parts = [*self.include, *(f"collection {name}" for name in self.collections)]
+        else:
+            parts = [f"role {name}" for name in needs.roles] + [f"collection {name}" for name in needs.collections]
+        return " or ".join(parts) or "any tensor"
+
+    def evaluate(self, block: Block, state: State) -> tuple[Judgement, State]:
+        """Judge a block, given the state left by the block before ({} at first), and return the next state."""
+        raise NotImplementedError(f"The rule {self.name} has no evaluate().")
+
+    def message(self, facts: Facts) -> str:
+        """Return one or two sentences with tensor, step and figures."""
+        return f"{facts.tensor} violates {self.label} at step {facts.step}."
+
+    def hint(self, facts: Facts) -> str:
+        """Return what to do about a finding, in a sentence."""
+        return ""
+
+    def _excluded_role(self, info: TensorInfo, catalogue: Mapping[str, TensorInfo]) -> bool:
+        """Tell whether the tensor, or the parameter it belongs to, has a role that is left out."""
+        roles = {info.role}
+        if info.of in catalogue:
+            roles.add(catalogue[info.of].role)
+        elif "Embedding" in info.module_class:
+            roles.add("embedding")
+        return not roles.isdisjoint(self.exclude_roles)
+
+
+def _in_collections(info: TensorInfo, collections: Sequence[str]) -> bool:
+    """Tell whether a tensor lives in one of the collections or is tagged with one."""
+    return info.collection in collections or not set(info.tags).isdisjoint(collections)
+
+
+def persistent(block: Block, now: Judgement, repeats: int, within: int, state: State) -> tuple[Judgement, State]:
+    """Demand that a symptom show at `repeats` of a tensor's last `within` judged steps, this one among them.
+
+    Onset is where those began. The state holds, per tensor, the last judged steps with 1 for a symptom.
+    """
+    if within <= 1:
+        return now, state
+    judged, violated = np.zeros_like(now.judged), np.zeros_like(now.violated)
+    since, before = np.full(judged.shape, NO_STEP, np.int64), np.full(judged.shape, NO_STEP, np.int64)
+    later: State = {}
+    for column, name in enumerate(block.names):
+        rows = block.first + np.flatnonzero(now.judged[block.first :, column])
+        past = np.array(state.get(name, []), np.int64).reshape(-1, 2)
+        steps = np.concatenate([past[:, 0], block.steps[rows]])
+        bad = np.concatenate([past[:, 1], now.violated[rows, column]])
+        total = np.concatenate([[0], np.cumsum(bad)])
+        ends = np.arange(len(past), len(bad)) + 1
+        hits = total[ends] - total[np.maximum(ends - within, 0)]
+        violated[rows, column] = (hits >= repeats) & (bad[len(past) :] > 0)
+        judged[rows, column] = (ends >= within) | violated[rows, column]
+        for row, end in zip(rows[violated[rows, column]], ends[violated[rows, column]], strict=True):
+            start = max(end - within, 0)
+            began = start + int(bad[start:end].argmax())
+            since[row, column] = steps[began]
+            if began and not bad[began - 1]:
+                before[row, column] = steps[began - 1]
+        later[name] = np.stack([steps, bad], axis=1)[-within - 1 :].tolist()
+    return Judgement(judged, violated, now.worst, now.kind, since, before, now.notes), later
+
+
+def all_rules() -> list[str]:
+    """Return the names of the rules that come with smdbg, sorted; none is imported."""
+    package = importlib.import_module("smdbg.rules")
+    return sorted(
+        module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg and module.name[0] != "_"
+    )
+
+
+def find_rule(name: str) -> type[Rule]:
+    """Return the class of the rule called `name`; RuleNotFound with near names when there is none."""
+    known = all_rules()
+    if name not in known:
+        raise RuleNotFound(f"There is no rule {name!r}.{near(name.lower(), known)} `smdbg rules` lists them all.")
+    module = importlib.import_module(f"smdbg.rules.{name}")
+    for item in vars(module).values():
+        if isinstance(item, type) and issubclass(item, Rule) and item.name == name:
+            return item
+    raise RuleNotFound(f"The file of rule {name!r} holds no rule class of that name.")
+
+
+def summary_of(rule_class: type[Rule]) -> str:
+    """Return the first line of a rule's docstring."""
+    return (inspect.getdoc(rule_class) or "").partition("\n")[0]

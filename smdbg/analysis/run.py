@@ -1,0 +1,532 @@
+"""Reading a run: open_run, Run and Tensor. Steps are global step numbers, counted over all modes from 0."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smdbg import stats as statistics
+from smdbg.analysis.matrix import statistic_matrix, tensor_statistics
+from smdbg.errors import BadSelection, OnlyStatistics, StepNotSaved, StepNotYet, TensorNotFound, near
+from smdbg.select import select
+from smdbg.store.backend import open_backend
+from smdbg.store.dtypes import zarr_dtype
+from smdbg.store.format import FLAG_DROPPED, LOG_COLUMNS, MODES, ZARR_ITEMSIZE, Entry, TensorInfo, product
+from smdbg.store.reader import Attempt, StoredRun
+
+Steps = NDArray[np.int64]
+Index = tuple[Any, ...]
+
+
+class StatsMatrix(NamedTuple):
+    """One statistic of many tensors: `matrix` [steps, tensors] float64, NaN where `present` is False."""
+
+    steps: Steps
+    names: list[str]
+    matrix: NDArray[np.float64]
+    present: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The commit log of one worker: arrays of equal length, in step order. Times are unix ns and ns."""
+
+    step: Steps
+    mode: NDArray[np.str_]
+    mode_step: Steps
+    end_time_ns: Steps
+    duration_ns: Steps
+    hook_ns: Steps
+    flags: Steps
+    attempt: Steps
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """One attempt of a worker. `last_commit`: unix seconds by the store's clock (0 where it was not asked for)."""
+
+    rank: int
+    attempt: int
+    status: str
+    dropped_steps: int
+    dropped_rows: int
+    switched_off: bool
+    mesh: Mapping[str, Any]
+    first_step: int | None
+    last_step: int | None
+    last_commit: float
+
+
+def open_run(
+    url: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    attempt: str | int = "latest",
+    concurrency: int = 8,
+) -> Run:
+    """Open a run for reading.
+
+    `attempt`: 'latest' shows of a resumed worker what no later attempt repeated, 'all' everything, a number that
+    attempt alone. Raises RunNotFound, NotARun, NewerFormat, DamagedData, AccessRefused, StoreError.
+    """
+    if attempt not in ("latest", "all") and not (isinstance(attempt, int) and attempt >= 0):
+        raise BadSelection(f"attempt must be 'latest', 'all' or a number from 0, not {attempt!r}")
+    return Run(StoredRun(open_backend(url, storage_options, concurrency), attempt), dict(storage_options or {}))
+
+
+def list_runs(root: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the URLs of the runs directly below a folder or URL, by name."""
+    backend = open_backend(root, storage_options)
+    folders = [item.name for item in backend.list("") if item.folder]
+
+    def holds_run(name: str) -> bool:
+        return any(item.name == "zarr.json" for item in backend.list(name))
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(holds_run, folders))
+    base = os.fspath(root).rstrip("/")
+    return [f"{base}/{name}" for name, is_run in zip(folders, found, strict=True) if is_run]
+
+
+class Run:
+    """A run as its workers left it, or as it stands while they write (`refresh` looks again)."""
+
+    def __init__(self, stored: StoredRun, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Wrap a stored run; use `open_run`."""
+        self._stored = stored
+        self.storage_options = dict(storage_options or {})
+        self._catalogue()
+
+    def _catalogue(self) -> None:
+        self._entries: dict[str, dict[tuple[int, int], Entry]] = {}
+        for one in self._attempts():
+            for name, entry in one.entries.items():
+                self._entries.setdefault(name, {})[one.rank, one.attempt] = entry
+
+    def _attempts(self) -> list[Attempt]:
+        return [one for rank in self.workers() for one in self._stored.of_rank(rank)]
+
+    def __repr__(self) -> str:
+        """Say what run it is."""
+        return f"Run({self.url!r}, {self.status}, {len(self._entries)} tensors)"
+
+    # --- facts ---
+
+    @property
+    def url(self) -> str:
+        """Where the run is."""
+        return self._stored.backend.url
+
+    @property
+    def run_id(self) -> str:
+        """The run's own id, made when it began."""
+        return str(self._stored.root.get("run_id", ""))
+
+    @property
+    def created(self) -> float:
+        """When the run began, unix seconds by the writer's clock."""
+        return float(self._stored.root.get("created", 0.0))
+
+    @property
+    def status(self) -> str:
+        """running, completed, lost, or 'failed: reason'."""
+        return self._stored.status()
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What the training was started with."""
+        return dict(self._stored.root.get("hyperparameters", {}))
+
+    @property
+    def framework(self) -> str:
+        """The framework whose hook wrote the run, '' for the neutral one."""
+        return str(self._stored.root.get("framework", ""))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and packages at the training."""
+        return dict(self._stored.root.get("versions", {}))
+
+    @property
+    def argv(self) -> list[str]:
+        """The command line of the training, secrets hidden."""
+        return list(self._stored.root.get("argv", []))
+
+    @property
+    def git_commit(self) -> str:
+        """The commit that was checked out at the training, '' if none."""
+        return str(self._stored.root.get("git_commit", ""))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed, where a hyperparameter of that name was given."""
+        found = self._stored.root.get("seed")
+        return found if isinstance(found, int) else None
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the training had."""
+        return int(self._stored.root.get("world_size", 1))
+
+    @property
+    def host(self) -> str:
+        """The machine that began the run, '' where it was left out."""
+        return str(self._stored.root.get("host", ""))
+
+    # --- what there is ---
+
+    def workers(self) -> list[int]:
+        """Return the ranks that have written."""
+        return sorted({one.rank for one in self._stored.attempts})
+
+    def attempts(self, worker: int | None = None) -> list[WorkerFacts]:
+        """Return every attempt of a worker, or of all."""
+        return [_facts(one) for one in self._stored.attempts if worker is None or one.rank == worker]
+
+    def modes(self) -> list[str]:
+        """Return the modes that have steps: of global, train, eval, predict."""
+        seen: set[int] = set()
+        for rank in self.workers():
+            seen.update(np.unique(self._stored.log_rows(rank)[:, 1]).tolist())
+        return [mode for number, mode in enumerate(MODES) if number in seen]
+
+    def collections(self) -> list[str]:
+        """Return the collections that hold something, in order of first save."""
+        return list(dict.fromkeys(e.info.collection for found in self._entries.values() for e in found.values()))
+
+    def steps(self, mode: str | None = None, worker: int | None = None) -> Steps:
+        """Return the steps at which anything was saved, ascending; over all workers unless one is named."""
+        ranks = self.workers() if worker is None else [self._rank(worker)]
+        parts = [np.zeros(0, np.int64)]
+        for rank in ranks:
+            log = self._stored.log_rows(rank)
+            parts.append(log[(log[:, 6] != 0) & _mode_mask(log, mode), 0])
+        return np.unique(np.concatenate(parts))
+
+    def complete_steps(self, mode: str | None = None) -> Steps:
+        """Return the steps that every writer which is not lost has committed, ascending."""
+        now = time.time()
+        writers = set(self._stored.root["writers"]) | set(self.workers())
+        begun = self.workers()
+        parts = [
+            self.steps(mode, rank) if rank in begun else np.zeros(0, np.int64)
+            for rank in sorted(writers)
+            if not self._stored.lost(rank, now)
+        ]
+        common = parts[0] if parts else np.zeros(0, np.int64)
+        for part in parts[1:]:
+            common = np.intersect1d(common, part, assume_unique=True)
+        return common
+
+    def step_table(self, worker: int = 0) -> StepTable:
+        """Return the commit log of a worker, all attempts that are shown."""
+        rank = self._rank(worker)
+        logs = [(one.attempt, one.log[self._stored.visible(one)]) for one in self._stored.of_rank(rank)]
+        log = np.concatenate([part for _, part in logs]) if logs else np.zeros((0, len(LOG_COLUMNS)), np.int64)
+        numbers = np.concatenate([np.full(len(part), n, np.int64) for n, part in logs]) if logs else log[:, 0]
+        order = np.argsort(log[:, 0], kind="stable")
+        log, numbers = log[order], numbers[order]
+        modes = np.array(MODES)[np.clip(log[:, 1], 0, len(MODES) - 1)]
+        return StepTable(log[:, 0], modes, log[:, 2], log[:, 3], log[:, 4], log[:, 5], log[:, 8], numbers)
+
+    def tensors(
+        self,
+        pattern: str | Sequence[str] | None = None,
+        collection: str | None = None,
+        mode: str | None = None,
+        step: int | None = None,
+    ) -> list[str]:
+        """Return names in order of first save: those that match a glob or `re:` pattern, and are present at all."""
+        names = list(self._entries)
+        if collection is not None:
+            names = [n for n in names if self._info(n).collection == collection]
+        if pattern is not None:
+            names = select(names, [pattern] if isinstance(pattern, str) else pattern)
+        if mode is not None or step is not None:
+            names = [n for n in names if self._present(n, mode, step)]
+        return names
+
+    def _present(self, name: str, mode: str | None, step: int | None) -> bool:
+        steps = self.tensor(name).steps(mode)
+        return bool(steps.size) and (step is None or step in steps)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor by its exact name. Raises TensorNotFound."""
+        if name not in self._entries:
+            guess = near(name, self._entries)
+            raise TensorNotFound(f"{self.url}: no tensor {name!r}.{guess} `smdbg ls` lists them all")
+        return Tensor(self, name)
+
+    def _info(self, name: str) -> TensorInfo:
+        return next(iter(self._entries[name].values())).info
+
+    def _rank(self, worker: int) -> int:
+        if worker not in self.workers():
+            raise BadSelection(f"{self.url}: no worker {worker}: workers are {_listing(self.workers())}")
+        return worker
+
+    # --- statistics ---
+
+    def stats(
+        self,
+        statistic: str,
+        collection: str | None = None,
+        mode: str | None = None,
+        tensors: Iterable[str] | None = None,
+        worker: int = 0,
+    ) -> StatsMatrix:
+        """Return one statistic, stored or derived, of many tensors at the steps where any of them is present."""
+        names = self.tensors(collection=collection) if tensors is None else [self.tensor(n).name for n in tensors]
+        parts: list[tuple[Steps, list[int], NDArray[np.float64], NDArray[np.float64]]] = []
+        for one in self._stored.of_rank(self._rank(worker)):
+            homes: dict[str, list[int]] = {}
+            for number, name in enumerate(names):
+                if name in one.entries:
+                    homes.setdefault(one.entries[name].info.collection, []).append(number)
+            for home, numbers in homes.items():
+                rows = self._rows(one, home, mode)
+                entries = [one.entries[names[n]] for n in numbers]
+                found, count = statistic_matrix(self._stored, one, entries, rows, statistic)
+                parts.append((one.log[one.rows_of(home)[rows], 0], numbers, found, count))
+        every = [np.zeros(0, np.int64)] + [at[~np.isnan(count).all(axis=1)] for at, _, _, count in parts]
+        steps = np.unique(np.concatenate(every))
+        matrix = np.full((steps.size, len(names)), np.nan)
+        present = np.zeros(matrix.shape, bool)
+        for at, numbers, found, count in parts:
+            i, j = np.nonzero(~np.isnan(count))
+            row, column = np.searchsorted(steps, at[i]), np.array(numbers)[j]
+            matrix[row, column] = found[i, j]
+            present[row, column] = True
+        return StatsMatrix(steps, names, matrix, present)
+
+    def _rows(self, one: Attempt, collection: str, mode: str | None) -> NDArray[np.int64]:
+        """Return the rows of a collection that are shown and of that mode."""
+        at = one.rows_of(collection)
+        return np.flatnonzero(self._stored.visible(one)[at] & _mode_mask(one.log[at], mode))
+
+    def _series(
+        self, wanted: Sequence[str], tensor: Tensor, mode: str | None, rank: int
+    ) -> tuple[Steps, dict[str, NDArray[np.float64]]]:
+        """Return (steps where the tensor is present, statistic -> its values there), over the attempts shown."""
+        parts = [(steps, found) for _, steps, _, found in self._parts(wanted, tensor, mode, rank)]
+        steps = np.concatenate([np.zeros(0, np.int64), *(s for s, _ in parts)])
+        order = np.argsort(steps, kind="stable")
+        merged = {name: np.concatenate([np.zeros(0), *(found[name] for _, found in parts)])[order] for name in wanted}
+        return steps[order], merged
+
+    def _parts(
+        self, wanted: Sequence[str], tensor: Tensor, mode: str | None, rank: int
+    ) -> list[tuple[Attempt, Steps, Steps, dict[str, NDArray[np.float64]]]]:
+        """Return (attempt, steps, rows, statistics) where the tensor is present, an attempt each."""
+        out = []
+        for one in self._stored.of_rank(rank):
+            entry = one.entries.get(tensor.name)
+            if entry is None:
+                continue
+            at = one.rows_of(entry.info.collection)
+            rows = self._rows(one, entry.info.collection, mode)
+            found, count = tensor_statistics(self._stored, one, entry, rows, wanted)
+            there = ~np.isnan(count)
+            out.append((one, one.log[at[rows[there]], 0], rows[there], {k: v[there] for k, v in found.items()}))
+        return out
+
+    def refresh(self) -> None:
+        """Look again at a run that is being written."""
+        self._stored.refresh()
+        self._catalogue()
+
+
+class Tensor:
+    """A named series of values in a run."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        """Point at a tensor; use `Run.tensor`."""
+        self.run = run
+        self.name = name
+        self.info = run._info(name)
+
+    def __repr__(self) -> str:
+        """Say what tensor it is."""
+        return f"Tensor({self.name!r}, {self.collection}, {self.dtype}, shape {self.shape})"
+
+    @property
+    def collection(self) -> str:
+        """The collection it belongs to."""
+        return self.info.collection
+
+    @property
+    def role(self) -> str:
+        """Its role: weight, gradient, loss, ...; '' if unknown."""
+        return self.info.role
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its first save, by NumPy's name (bfloat16 and float8 too)."""
+        return self.info.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its first save; `shape_at` knows the others."""
+        return _shown_shape(self.info.dtype, self.info.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the full values that were kept, over all workers."""
+        item = ZARR_ITEMSIZE[zarr_dtype(self.dtype)]
+        elements = 0
+        for rank in self.workers():
+            for one, _, rows, _ in self.run._parts(("count",), self, None, rank):
+                entry = one.entries[self.name]
+                kept = rows[one.raw_at(self.collection, one.rows_of(self.collection)[rows])]
+                if entry.layout:
+                    elements += sum(product(shape) for _, shape in self.run._stored.shapes(one, entry, kept))
+                else:
+                    elements += kept.size * product(entry.info.shape)
+        return elements * item
+
+    def workers(self) -> list[int]:
+        """Return the ranks that saved it."""
+        return sorted({rank for rank, _ in self.run._entries[self.name]})
+
+    def steps(self, mode: str | None = None, worker: int | None = None) -> Steps:
+        """Return the steps where it is present (its statistics at least), ascending."""
+        ranks = self.workers() if worker is None else [self.run._rank(worker)]
+        parts = [self.run._series(("count",), self, mode, rank)[0] for rank in ranks]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+
+    def value_steps(self, mode: str | None = None, worker: int = 0) -> Steps:
+        """Return the steps where its full value was kept, ascending."""
+        return np.sort(np.array([step for step, _, _ in self._value_rows(mode, worker)], np.int64))
+
+    def _value_rows(self, mode: str | None, worker: int) -> list[tuple[int, Attempt, int]]:
+        out = []
+        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker)):
+            raw = one.raw_at(self.collection, one.rows_of(self.collection)[rows])
+            out += [(int(s), one, int(r)) for s, r in zip(steps[raw], rows[raw], strict=True)]
+        return out
+
+    def shape_at(self, step: int, worker: int = 0) -> tuple[int, ...]:
+        """Return its shape at a step where it is present. Raises StepNotSaved."""
+        for one, steps, rows, _ in reversed(self.run._parts(("count",), self, None, self.run._rank(worker))):
+            here = rows[steps == step]
+            if here.size:
+                slot, shape = self.run._stored.shapes(one, one.entries[self.name], here[-1:])[0]
+                slots = one.entries[self.name].slots
+                return _shown_shape(slots[slot].dtype if slot < len(slots) else self.dtype, shape)
+        raise self._not_at(step, worker)
+
+    def value(self, step: int, worker: int = 0, index: Any = None) -> NDArray[Any]:
+        """Return its value at a step, or the part that `index` (NumPy basic indexing) selects.
+
+        Raises StepNotSaved, StepNotYet, OnlyStatistics, DamagedData; IndexError for an index out of range.
+        """
+        found = self.values([step], worker, index)
+        return found[0]
+
+    def values(
+        self, steps: Iterable[int] | None = None, worker: int = 0, index: Any = None
+    ) -> NDArray[Any] | list[NDArray[Any]]:
+        """Return its values at many steps in one bulk read, in the order of `steps`.
+
+        [steps, *shape]; a list of arrays where the shape changes between them. None: at every step whose value was
+        kept. Errors as of `value`.
+        """
+        places = {step: (one, row) for step, one, row in self._value_rows(None, worker)}
+        wanted = sorted(places) if steps is None else [int(step) for step in steps]
+        for step in wanted:
+            if step not in places:
+                raise self._not_at(step, worker)
+        part = index if index is None or isinstance(index, tuple) else (index,)
+        out: list[NDArray[Any]] = [np.empty(0)] * len(wanted)
+        for one in {id(places[s][0]): places[s][0] for s in wanted}.values():
+            mine = [i for i, s in enumerate(wanted) if places[s][0] is one]
+            rows = np.array([places[wanted[i]][1] for i in mine], np.int64)
+            order = np.argsort(rows, kind="stable")
+            got = self.run._stored.values(one, one.entries[self.name], rows[order], part)
+            for position, value in zip(order, got, strict=True):
+                out[mine[position]] = value
+        alike = len({(v.shape, v.dtype) for v in out}) == 1
+        return np.stack(out) if alike else out
+
+    def stat(self, name: str, mode: str | None = None, worker: int = 0) -> tuple[Steps, NDArray[np.float64]]:
+        """Return (steps, values) of one statistic, stored or derived, where the tensor is present."""
+        steps, found = self.run._series((name,), self, mode, self.run._rank(worker))
+        return steps, found[name]
+
+    def stat_table(
+        self, names: Sequence[str], mode: str | None = None, worker: int = 0
+    ) -> tuple[Steps, dict[str, NDArray[np.float64]]]:
+        """Return (steps, statistic -> values) of several statistics at once."""
+        return self.run._series(tuple(names), self, mode, self.run._rank(worker))
+
+    def statistics(self) -> list[str]:
+        """Return the names of the statistics that were kept; of single numbers all, since the value is there."""
+        kept: dict[str, None] = {}
+        for one in self.run._attempts():
+            entry = one.entries.get(self.name)
+            for place in entry.stats if entry is not None else ():
+                names = one.specs[f"{self.collection}/{place.array}"].statistics
+                kept.update(dict.fromkeys(statistics.DEFAULT if "min" not in names else names))
+                kept.update(dict.fromkeys(names))
+        return list(kept)
+
+    def _not_at(self, step: int, worker: int) -> Exception:
+        steps = self.steps(worker=worker)
+        name = f"{self.run.url}: {self.name!r}"
+        if step in steps:
+            kept = self.value_steps(worker=worker)
+            where = f"full values are kept at {_listing(kept)}" if kept.size else "no full value was kept at any step"
+            return OnlyStatistics(f"{name} has only statistics at step {step}; {where}")
+        last = int(self.run.steps().max(initial=-1))
+        if step > last and self.run.status == "running":
+            return StepNotYet(f"{name}: step {step} is not written yet; the run is at step {last}")
+        return StepNotSaved(f"{name} was not saved at step {step}; it was at {_listing(steps)}")
+
+
+def _facts(one: Attempt) -> WorkerFacts:
+    """Return what is known of an attempt. Drops are also counted from the log, which outlives a killed writer."""
+    status = str(one.facts["status"])
+    flagged = int(np.count_nonzero(one.log[:, LOG_COLUMNS.index("flags")] & FLAG_DROPPED))
+    return WorkerFacts(
+        rank=one.rank,
+        attempt=one.attempt,
+        status=status,
+        dropped_steps=max(int(one.facts.get("dropped_steps", 0)), flagged),
+        dropped_rows=int(one.facts.get("dropped_rows", 0)),
+        switched_off="hook switched off" in status,
+        mesh=dict(one.facts.get("mesh", {})),
+        first_step=int(one.log[0, 0]) if len(one.log) else None,
+        last_step=int(one.log[-1, 0]) if len(one.log) else None,
+        last_commit=one.last_commit,
+    )
+
+
+def _mode_mask(log: NDArray[np.int64], mode: str | None) -> NDArray[np.bool_]:
+    if mode is None:
+        return np.ones(len(log), bool)
+    if mode not in MODES:
+        raise BadSelection(f"unknown mode {mode!r}: modes are {', '.join(MODES)}.{near(mode, MODES)}")
+    found: NDArray[np.bool_] = log[:, 1] == MODES.index(mode)
+    return found
+
+
+def _shown_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the value: text is stored with one axis more, of bytes."""
+    return shape[:-1] if dtype in ("str", "bytes") else shape
+
+
+def _listing(numbers: Iterable[int]) -> str:
+    """Return numbers in short: all of a few, of many the first, the last and how many."""
+    found = [int(n) for n in numbers]
+    if not found:
+        return "none"
+    if len(found) <= 8:
+        return ", ".join(map(str, found))
+    return f"{found[0]}, {found[1]}, ... {found[-1]} ({len(found)} of them)"

@@ -1,0 +1,510 @@
+"""The framework-neutral hook: names and values in, steps of a run out. It never disturbs the training it watches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from smdbg import stats as statistics
+from smdbg.errors import NotARun, RunNotFound, near
+from smdbg.hooks import facts
+from smdbg.hooks.config import (
+    BY_DEFAULT,
+    KNOWN,
+    CollectionConfig,
+    ModeConfig,
+    Plan,
+    ReductionConfig,
+    check_mode_config,
+    plan,
+)
+from smdbg.hooks.control import StopWatch
+from smdbg.hooks.convert import to_elements
+from smdbg.hooks.endings import Endings, describe
+from smdbg.hooks.guard import Guard, quiet
+from smdbg.hooks.step import OpenStep
+from smdbg.select import matcher
+from smdbg.store.backend import Backend, open_backend
+from smdbg.store.begin import RunFacts, begin
+from smdbg.store.dtypes import decode
+from smdbg.store.format import MODES, TensorInfo, valid_collection
+from smdbg.store.rows import Item
+from smdbg.store.writer import StepRecord, Writer
+
+log = logging.getLogger("smdbg")
+
+CLOSE_SECONDS = 60.0
+RECORD_BYTES = 1024  # what an item takes in memory beside its elements, about
+SMALL = 1 << 20  # a statistics-only tensor up to this size is copied rather than reduced in the training thread
+
+
+class Hook(Guard):
+    """Saves tensors and scalars of a training into a run.
+
+    url: a folder or a URL such as s3://bucket/runs/1; None makes runs/<UTC time>-<4 hex>. save_config,
+    reduction_config: replace the defaults of every collection that has none of its own. collections: names or
+    CollectionConfigs to save, instead of the default ones; a collection of your own that you name when saving is
+    always saved. hyperparameters: kept in the run (secrets hidden). storage_options: for fsspec. rank, world_size:
+    else taken from the launcher's environment. workers: 'auto' and 'all' write from every rank, 'one' from rank 0.
+    resume: continue a run that exists. on_error: 'raise' or 'off', what to do when the run cannot be begun.
+    buffer_bytes: bound of what waits to be written. when_full: 'drop' (counted and recorded) or 'block'. raw_budget:
+    bytes of full values that the default schedule may keep. host: keep the host's name.
+
+    The constructor raises on bad arguments, on a store that is not there or refuses, and on a run that exists. After
+    that nothing raises: an error inside the hook is logged once, the hook switches itself off and the run's status
+    says so. Environment: SMDBG_DISABLE=1 makes every hook do nothing.
+    """
+
+    framework = ""
+    packages: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        save_config: ModeConfig | None = None,
+        reduction_config: ReductionConfig | None = None,
+        collections: Sequence[str | CollectionConfig] | None = None,
+        hyperparameters: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        workers: str = "auto",
+        resume: bool = False,
+        on_error: str = "raise",
+        *,
+        buffer_bytes: int = 512 << 20,
+        when_full: str = "drop",
+        raw_budget: int = 2 << 30,
+        host: bool = True,
+        mesh: Mapping[str, int] | None = None,
+    ) -> None:
+        """Begin the run. Raises TypeError, ValueError, RunExists, StoreError, AccessRefused."""
+        super().__init__()
+        self.url = ""
+        self.step = 0
+        self._writer: Writer | None = None
+        self._endings: Endings | None = None
+        self._stop: StopWatch | None = None
+        self._off = _disabled()
+        self._mode = "global"
+        self._mode_steps = dict.fromkeys(MODES, 0)
+        self._now: OpenStep | None = None
+        self._last_end: int | None = None
+        self._named: dict[str, str] = {}
+        self._warned: set[str] = set()
+        self._names: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._raw_left = raw_budget
+        self._past: list[tuple[int, int, int]] = []
+        check_mode_config(save_config)
+        _check_choices(workers=workers, on_error=on_error, when_full=when_full)
+        _check_reduction(reduction_config)
+        self._save_config, self._reduction = save_config, reduction_config
+        self._own = _own_configs(collections)
+        self._listed = None if collections is None else frozenset(self._own)
+        self._plans: dict[str, Plan] = {}
+        self._include: list[tuple[Callable[[str], bool], str]] = []
+        self._read_patterns()
+        found_rank, found_size = facts.rank_and_size()
+        self.rank = found_rank if rank is None else _natural("rank", rank)
+        self.world_size = max(found_size, self.rank + 1) if world_size is None else _natural("world_size", world_size)
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank {self.rank} is not below world_size {self.world_size}")
+        if workers == "one" and self.rank != 0:
+            self._off = True
+        if self._off:
+            return
+        run = RunFacts(
+            world_size=self.world_size,
+            writers=(0,) if workers == "one" else tuple(range(self.world_size)),
+            framework=self.framework,
+            versions=facts.versions(("smdbg", "numpy", "zarr", "s3fs", *self.packages)),
+            hyperparameters=facts.hyperparameters(hyperparameters),
+            argv=facts.argv(),
+            git_commit=facts.git_commit(),
+            seed=_seed(hyperparameters),
+            host=os.uname().nodename if host else "",
+        )
+        try:
+            self._begin(url, run, storage_options, resume, buffer_bytes, when_full == "block", mesh)
+        except Exception as error:
+            if on_error == "raise":
+                raise
+            log.warning("smdbg: the run cannot be begun, so nothing is saved: %s", error)
+            self._off = True
+
+    def _begin(
+        self,
+        url: str | os.PathLike[str] | None,
+        run: RunFacts,
+        storage_options: Mapping[str, Any] | None,
+        resume: bool,
+        buffer_bytes: int,
+        block: bool,
+        mesh: Mapping[str, int] | None,
+    ) -> None:
+        if url is None:
+            if run.world_size > 1:
+                raise ValueError("several workers write: give them one URL")
+            url = time.strftime(f"runs/%Y%m%dT%H%M%SZ-{secrets.token_hex(2)}", time.gmtime())
+        backend = open_backend(url, storage_options)
+        self.url = backend.url
+        if resume:
+            self._past = _past_steps(backend, self.rank)
+        worker = begin(backend, run, self.rank, resume=resume, mesh=mesh)
+        self._backend: Backend = backend
+        if self._past:
+            self.set_step(max(step for step, _, _ in self._past) + 1)
+        self._writer = Writer(backend, worker, buffer_bytes=buffer_bytes, block=block)
+        self._endings = Endings(self._finish)
+
+    # --- saving ---
+
+    @quiet(None)
+    def save_tensor(
+        self, /, name: str, value: Any, collection: str | None = None, *, role: str = "", of: str = "", **info: Any
+    ) -> None:
+        """Save a tensor in the current step, if its collection is due.
+
+        `value`: anything with `__array__` or DLPack, of any shape and dtype; it is copied. `collection` None: by the
+        name's pattern, else `tensors`. `role`, `of` and further TensorInfo fields go into the catalogue. Saved twice in
+        a step, the second gets `_1` behind its name.
+        """
+        found = self._collection_of(name, collection)
+        if self._due(found):
+            self._save(TensorInfo(name, found, role=role, of=of, **info), value)
+
+    @quiet(None)
+    def save_scalar(self, name: str, value: Any, collection: str = "metrics", *, role: str = "") -> None:
+        """Save a number. Recorded n times in one step, its mean is the value; count and last are kept beside it."""
+        collection = self._collection_of(name, collection)
+        if self._due(collection):
+            # By way of Python numbers: NumPy takes no bfloat16, and nothing of a device.
+            number = np.asarray(value.detach().tolist() if hasattr(value, "detach") else value).reshape(-1)
+            if number.size != 1:
+                raise TypeError(f"{name!r} is not one number but {number.size}: use save_tensor")
+            single = number[0].item()
+            self._record(TensorInfo(name, collection, role=role), single if np.iscomplexobj(number) else float(single))
+
+    @quiet(False)
+    def should_save(self, collection: str) -> bool:
+        """Tell whether a collection is due at the current step. Asking opens the step."""
+        return self._due(collection)
+
+    @quiet(None)
+    def end_step(self) -> None:
+        """Close the current step; does nothing when none is open."""
+        self._close_step()
+
+    @quiet(None)
+    def set_mode(self, mode: str) -> None:
+        """Set the mode of the steps to come: train, eval, predict or global. Closes an open step of another mode."""
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: modes are {', '.join(MODES)}.{near(str(mode), MODES)}")
+        if mode != self._mode:
+            self._close_step()
+            self._mode = mode
+
+    @quiet(None)
+    def set_step(self, step: int) -> None:
+        """Set the number of the next step, as after going back to a checkpoint. Closes an open step.
+
+        On a resumed run the mode steps are those that this worker had at that step before.
+        """
+        self._close_step()
+        self.step = _natural("step", step)
+        if self._past:
+            for number, mode in enumerate(MODES):
+                before = [ms for s, m, ms in self._past if m == number and s < self.step]
+                self._mode_steps[mode] = max(before, default=-1) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the hook is, to be kept in a checkpoint."""
+        return {"step": self.step, "mode_steps": dict(self._mode_steps)}
+
+    @quiet(None)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where the hook was when `state_dict` was called."""
+        self._close_step()
+        self.step = _natural("step", state["step"])
+        self._mode_steps.update({str(k): _natural("mode step", v) for k, v in state["mode_steps"].items()})
+
+    def flush(self, timeout: float = 60.0) -> bool:
+        """Commit all closed steps; True once the store has them."""
+        writer = self._writer
+        return writer is not None and self._active() and writer.flush(timeout)
+
+    @property
+    def mode(self) -> str:
+        """The mode of the current step."""
+        return self._mode
+
+    @property
+    def mode_step(self) -> int:
+        """The number of the current step within its mode."""
+        return self._mode_steps[self._mode]
+
+    @property
+    def should_stop(self) -> bool:
+        """Tell whether somebody asked this run to stop. The first call starts looking, every 2 s, in a thread."""
+        if self._off or self._writer is None:
+            return False
+        if self._stop is None:
+            self._stop = StopWatch(self._backend)
+        return self._stop.asked
+
+    # --- ending ---
+
+    def close(self) -> None:
+        """Close the open step, commit everything and mark the worker completed. Calling it again does nothing."""
+        self._finish("completed")
+
+    def __enter__(self) -> Self:
+        """Return the hook."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; after an exception the status says which."""
+        self._finish("completed" if error is None else f"failed: {describe(error)}")
+
+    def _finish(self, status: str) -> None:
+        if self._closed or os.getpid() != self._pid:
+            return
+        self.end_step()
+        self._closed = True
+        writer, self._writer = self._writer, None
+        if self._stop is not None:
+            self._stop.end()
+        try:
+            if writer is not None:
+                writer.close(status, CLOSE_SECONDS)
+            if self._endings is not None:
+                self._endings.release()
+        except Exception:
+            log.exception("smdbg: the run could not be closed")
+        self._on_close()
+
+    def _on_close(self) -> None:
+        """Let go of the framework: called once, at the end. Derived hooks remove their handles here."""
+
+    # --- inside; derived hooks build on these ---
+
+    def _active(self) -> bool:
+        if not super()._active():
+            return False
+        if self._writer is not None and self._writer.failure:
+            self._off = True
+            return False
+        return True
+
+    def _account(self, nanoseconds: int) -> None:
+        if self._now is not None:
+            self._now.hook_time += nanoseconds
+
+    def _switch_off(self, error: BaseException) -> None:
+        log.error("smdbg: an error inside the hook; it saves nothing more", exc_info=error)
+        self._off = True
+        if self._writer is not None:
+            self._writer.end_soon(f"failed: hook switched off: {describe(error)}")
+
+    def _open_step(self) -> OpenStep:
+        """Return the current step, opened if it was not."""
+        if self._now is None:
+            self._now = OpenStep(self._mode, self._mode_steps[self._mode])
+        return self._now
+
+    def _close_step(self) -> None:
+        now, writer = self._now, self._writer
+        if now is None:
+            return
+        end = time.perf_counter_ns()
+        duration = end - (now.started if self._last_end is None else self._last_end)
+        groups = now.groups(self._plans, self._statistics, self._within_budget)
+        # Records wait in memory too, until the store has what came before them.
+        has_room = self._take_room(now, "", RECORD_BYTES * (1 + sum(len(group.items) for group in groups)))
+        record = StepRecord(
+            step=self.step,
+            mode=MODES.index(now.mode),
+            mode_step=now.mode_step,
+            end_time=time.time_ns(),
+            duration=duration,
+            hook_time=min(now.hook_time, duration),
+            groups=groups,
+            flags=now.flags,
+            dropped_rows=len(now.dropped),
+            reserved=now.reserved,
+        )
+        self._now, self._last_end = None, end
+        self.step += 1
+        self._mode_steps[now.mode] += 1
+        if writer is not None and has_room:
+            writer.submit(record)
+        elif writer is not None:
+            writer.skip(now.reserved, len(groups) + len(now.dropped))
+
+    def _plan(self, collection: str) -> Plan:
+        found = self._plans.get(collection)
+        if found is None:
+            if not isinstance(collection, str) or not valid_collection(collection):
+                raise ValueError(f"{collection!r} cannot name a collection: 1 to 64 of A-Z a-z 0-9 _ -, not 'steps'")
+            found = plan(collection, self._own.get(collection), self._save_config, self._reduction)
+            self._plans[collection] = found
+        return found
+
+    def _wanted(self, collection: str) -> bool:
+        """Tell whether a collection is saved at all: all of one's own are, and of the known ones those asked for."""
+        if collection not in KNOWN:
+            return True
+        return collection in (BY_DEFAULT if self._listed is None else self._listed)
+
+    def _due(self, collection: str) -> bool:
+        now = self._open_step()
+        return self._wanted(collection) and self._plan(collection).due(now.mode, now.mode_step)
+
+    def _collection_of(self, name: str, collection: str | None) -> str:
+        """Return the one home of a name: where it was first saved, else as given, else by pattern."""
+        found = self._named.get(name)
+        if found is None:
+            by_pattern = (home for matches, home in self._include if matches(name))
+            found = self._named[name] = collection or next(by_pattern, "tensors")
+        if collection not in (None, found) and name not in self._warned:
+            self._warned.add(name)
+            log.warning("smdbg: %r belongs to collection %r; it stays there, not in %r", name, found, collection)
+        return found
+
+    def _read_patterns(self) -> None:
+        """Collect which names go where: what the user configured comes before the patterns of the known ones."""
+        for config in self._own.values():
+            self._include += [(matcher(pattern), config.name) for pattern in config.include]
+        for name, default in KNOWN.items():
+            if self._wanted(name):
+                self._include += [(matcher(pattern), name) for pattern in default.patterns]
+
+    def _statistics(self, found: Plan, info: TensorInfo) -> tuple[str, ...]:
+        """Return the names of the statistics to keep of a tensor."""
+        key = (found.name, info.dtype)
+        names = self._names.get(key)
+        if names is None:
+            wanted = found.reduction
+            hashed = wanted.hash if wanted.hash is not None else self.world_size > 1 and found.name == "weights"
+            names = (*statistics.ALWAYS, *wanted.statistics)
+            names += statistics.HASH if hashed else ()
+            names += statistics.QUANTILES if wanted.quantiles else ()
+            names += statistics.HISTOGRAM if wanted.histogram else ()
+            names += statistics.exponent_histogram_names(info.dtype) if wanted.exponent_histogram else ()
+            self._names[key] = names
+        return names
+
+    def _save(self, info: TensorInfo, value: Any, owned: bool = False) -> None:
+        """Put a tensor into the open step; its collection is due.
+
+        Copies it, within the writer's room, unless the caller says that nobody will change it: `owned`.
+        """
+        now, found = self._open_step(), self._plan(info.collection)
+        if info.collection in now.dropped:
+            return
+        elements, dtype, shape, copied = to_elements(value)
+        owned = owned or copied
+        if (info.dtype, info.shape) != (dtype, shape) or not info.role:
+            info = replace(info, dtype=dtype, shape=shape, role=info.role or found.role)
+        names = self._statistics(found, info)
+        raw = found.raw_due(now.mode_step)
+        features = found.reduction.features
+        wants_features = info.feature_axis is not None and (
+            features if features is not None else info.collection in ("inputs", "outputs")
+        )
+        if not raw and not wants_features and elements.nbytes > SMALL:
+            # Statistics of a large tensor: one pass here costs less than a copy that waits in memory.
+            computed = statistics.compute(decode(elements, dtype, shape), names)
+            now.add(Item(info, None, names, computed))
+            return
+        if not self._take_room(now, info.collection, elements.nbytes * (2 if raw else 1)):
+            if self._writer is not None:
+                self._writer.room.give(now.drop(info.collection), stored=False)
+            return
+        now.add(Item(info, elements if owned else elements.copy(), names, None, features=bool(wants_features)))
+
+    def _record(self, info: TensorInfo, value: float | complex) -> None:
+        """Record a scalar in the open step; its collection is due."""
+        if not info.role or info.dtype != "float64":
+            info = replace(info, role=info.role or self._plan(info.collection).role, dtype="float64")
+        self._open_step().record(info, value)
+
+    def _take_room(self, now: OpenStep, collection: str, size: int) -> bool:
+        writer = self._writer
+        if writer is None or not writer.room.take(size, now.reserved):
+            return False
+        now.taken[collection] = now.taken.get(collection, 0) + size
+        return True
+
+    def _within_budget(self, found: Plan, items: Sequence[Item]) -> bool:
+        """Tell whether full values of a default schedule still fit the budget; what does not is left out."""
+        if not found.budgeted:
+            return True
+        size = sum(item.elements.nbytes for item in items if item.elements is not None)
+        if size > self._raw_left:
+            if self._writer is not None:
+                self._writer.left_out[found.name] = self._writer.left_out.get(found.name, 0) + 1
+            return False
+        self._raw_left -= size
+        return True
+
+
+def _disabled() -> bool:
+    return os.environ.get("SMDBG_DISABLE", "") not in ("", "0")
+
+
+def _check_choices(**given: str) -> None:
+    choices = {"workers": ("auto", "all", "one"), "on_error": ("raise", "off"), "when_full": ("drop", "block")}
+    for name, value in given.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
+
+
+def _check_reduction(config: object) -> None:
+    if config is not None and not isinstance(config, ReductionConfig):
+        raise TypeError(f"reduction_config must be a ReductionConfig, not {config!r}")
+
+
+def _own_configs(collections: Sequence[str | CollectionConfig] | None) -> dict[str, CollectionConfig]:
+    out: dict[str, CollectionConfig] = {}
+    for given in collections or ():
+        config = CollectionConfig(given) if isinstance(given, str) else given
+        if not isinstance(config, CollectionConfig):
+            raise TypeError(f"collections holds names and CollectionConfigs, not {given!r}")
+        if config.name in out:
+            raise ValueError(f"collection {config.name!r} is configured twice")
+        out[config.name] = config
+    return out
+
+
+def _natural(name: str, value: Any) -> int:
+    number = value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else -1
+    if number < 0:
+        raise ValueError(f"{name} must be a whole number from 0, not {value!r}")
+    return int(number)
+
+
+def _seed(given: Any) -> int | None:
+    found = given.get("seed") if isinstance(given, Mapping) else getattr(given, "seed", None)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _past_steps(backend: Backend, rank: int) -> list[tuple[int, int, int]]:
+    """Return (step, mode, mode step) of everything this worker logged in earlier attempts; empty if there is no run."""
+    from smdbg.store.reader import StoredRun
+
+    try:
+        run = StoredRun(backend)
+    except (RunNotFound, NotARun):
+        return []
+    return [(int(row[0]), int(row[1]), int(row[2])) for row in run.log_rows(rank)]

@@ -1,0 +1,49 @@
+"""Any framework's tensor as elements in host memory that nobody else will change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smdbg.store.dtypes import encode
+
+_TORCH_BITS = {1: "uint8", 2: "int16"}
+
+
+def to_elements(value: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
+    """Return (elements, dtype name, shape, owned) of anything with `__array__` or DLPack, of numbers and text.
+
+    `owned` is False where the elements may share memory with the value: copy them before anybody changes it. Raises
+    TypeError for what no array holds.
+    """
+    if type(value).__module__.split(".", 1)[0] == "torch" and hasattr(value, "detach"):
+        return _from_torch(value)
+    if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+        array = np.from_dlpack(value)
+    else:
+        array = np.asarray(value)
+    elements, dtype, shape = encode(array)
+    return elements, dtype, shape, not np.may_share_memory(elements, array)
+
+
+def _from_torch(tensor: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
+    plain = tensor.detach()
+    if hasattr(plain, "to_local"):  # a sharded tensor: what this worker holds
+        plain = plain.to_local()
+    if plain.is_sparse:
+        plain = plain.coalesce().to_dense()
+    on_host = plain.device.type == "cpu"
+    plain = plain.cpu().resolve_conj().resolve_neg()
+    name = str(plain.dtype).removeprefix("torch.")
+    if name == "bfloat16" or name.startswith("float8"):
+        import torch
+
+        # NumPy has no such type: the bits travel as integers. A 0-d tensor cannot be viewed at another width in all
+        # versions, so give it an axis first.
+        bits = plain.contiguous().reshape(-1).view(getattr(torch, _TORCH_BITS[plain.element_size()])).numpy()
+        unsigned = bits.view(f"uint{8 * bits.dtype.itemsize}")
+        return unsigned, name, tuple(plain.shape), not on_host
+    elements, dtype, shape = encode(plain.numpy())
+    return elements, dtype, shape, not on_host

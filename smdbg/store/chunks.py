@@ -1,0 +1,189 @@
+"""Reading inner chunks: which bytes of which objects hold given rows and elements, fetched in few ranged requests.
+
+Every chunk that is read is checked against its crc32c. Objects lie without gaps (see shard.py), so offsets are
+computed and a shard's index is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smdbg.errors import DamagedData
+from smdbg.store.backend import Backend, Range
+from smdbg.store.format import ArraySpec
+from smdbg.store.shard import CRC, intact
+
+GAP = 64 << 10  # bytes that are cheaper to read along than to ask for the next part separately
+BATCH = 128 << 20  # bytes fetched before they are handed on
+LARGEST_CHUNK = 512 << 20  # no writer makes one; metadata that says so is not believed
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """An inner chunk: `group` counts chunk heights down the rows, `column` chunk widths across a row."""
+
+    group: int
+    column: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    key: str
+    start: int
+    stop: int
+    chunk: Chunk
+
+
+def fetch(
+    backend: Backend, base: str, spec: ArraySpec, wanted: Sequence[Chunk]
+) -> Iterator[tuple[Chunk, NDArray[Any]]]:
+    """Yield (chunk, its elements in the chunk's shape) in the order of `wanted`, reading in bounded batches.
+
+    Raises DamagedData when an object is missing, short or does not match its checksum.
+    """
+    if spec.chunk_bytes > LARGEST_CHUNK:
+        raise DamagedData(f"{backend.url}/{base}/{spec.path}: chunks of {spec.chunk_bytes} bytes are not believed")
+    per_batch = max(1, BATCH // (spec.chunk_bytes + CRC))
+    for first in range(0, len(wanted), per_batch):
+        parts = [_part(base, spec, chunk) for chunk in wanted[first : first + per_batch]]
+        yield from _fetch_batch(backend, spec, parts)
+
+
+def _part(base: str, spec: ArraySpec, chunk: Chunk) -> _Part:
+    size = spec.chunk_bytes + CRC
+    groups, across = spec.grid[0], spec.grid[1] if len(spec.grid) > 1 else 1
+    key = f"{base}/{spec.key(chunk.group * spec.chunk[0], chunk.column // across)}"
+    index = (chunk.group % groups) * spec.chunks_per_row + chunk.column % across
+    return _Part(key, index * size, (index + 1) * size, chunk)
+
+
+def _fetch_batch(backend: Backend, spec: ArraySpec, parts: Sequence[_Part]) -> Iterator[tuple[Chunk, NDArray[Any]]]:
+    ordered = sorted(parts, key=lambda part: (part.key, part.start))
+    runs: list[list[_Part]] = []
+    for part in ordered:
+        last = runs[-1][-1] if runs else None
+        if last is not None and last.key == part.key and part.start - last.stop <= GAP:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    found = backend.ranges([Range(run[0].key, run[0].start, run[-1].stop) for run in runs])
+    held: dict[Chunk, memoryview] = {}
+    for run, data in zip(runs, found, strict=True):
+        if data is None:
+            raise DamagedData(f"{backend.url}/{run[0].key} is missing, although the commit log lists what it held")
+        view = memoryview(data)
+        for part in run:
+            piece = view[part.start - run[0].start : part.stop - run[0].start]
+            if len(piece) != part.stop - part.start or not intact(piece):
+                raise DamagedData(
+                    f"{backend.url}/{part.key} is damaged: bytes {part.start} to {part.stop} do not match their "
+                    "checksum"
+                )
+            held[part.chunk] = piece[:-CRC]
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    for part in parts:
+        yield part.chunk, np.frombuffer(held[part.chunk], dtype).reshape(spec.chunk)
+
+
+def read_rows(backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return whole rows of a table, in ascending order of `rows`: [len(rows), *tail]."""
+    out = np.empty((rows.size, *spec.tail), spec.dtype)
+    height = spec.chunk[0]
+    groups = rows // height
+    wanted = [Chunk(int(g)) for g in np.unique(groups)]
+    for chunk, content in fetch(backend, base, spec, wanted):
+        here = groups == chunk.group
+        out[here] = content[rows[here] - chunk.group * height]
+    return out
+
+
+def read_elements(
+    backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int64], runs: Sequence[tuple[int, int]]
+) -> NDArray[Any]:
+    """Return the elements of `runs` ((start, stop) across a row, ascending) for each of `rows`: [len(rows), total]."""
+    width, height = spec.chunk[1], spec.chunk[0]
+    total = sum(stop - start for start, stop in runs)
+    spans = [range(start // width, (stop - 1) // width + 1) for start, stop in runs if stop > start]
+    columns = sorted({column for span in spans for column in span})
+    groups = rows // height
+    out: NDArray[Any] | None = None
+    wanted = [Chunk(int(group), column) for group in np.unique(groups) for column in columns]
+    for chunk, content in fetch(backend, base, spec, wanted):
+        if out is None:  # memory is taken only after the store has shown that such data exist
+            out = np.empty((rows.size, total), spec.dtype)
+        here = np.flatnonzero(groups == chunk.group)
+        inside = rows[here] - chunk.group * height
+        at, left = 0, chunk.column * width
+        for start, stop in runs:
+            first, last = max(start, left), min(stop, left + width)
+            if first < last:
+                out[here, at + first - start : at + last - start] = content[inside, first - left : last - left]
+            at += stop - start
+    return np.empty((rows.size, total), spec.dtype) if out is None else out
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How to read part of a tensor: `runs` of its flat elements, which reshape to `shape` and are then indexed."""
+
+    runs: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+    rest: tuple[Any, ...]
+
+
+def cut(shape: tuple[int, ...], index: tuple[Any, ...] | None, enough: int) -> Cut:
+    """Plan reading `tensor[index]` (NumPy basic indexing) of a C-order tensor without reading all of it.
+
+    Rows along the first sliced axis that lie further apart than `enough` elements are read one by one. Raises
+    IndexError as NumPy does.
+    """
+    size = 1
+    for length in shape:
+        size *= length
+    whole = Cut(((0, size),), shape, () if index is None else index)
+    if index is None or size == 0 or any(i is None for i in index):
+        return whole
+    full = _expanded(index, len(shape))
+    base, axis = 0, 0
+    strides = [0] * len(shape)
+    step = 1
+    for i in range(len(shape) - 1, -1, -1):
+        strides[i], step = step, step * shape[i]
+    while axis < len(shape) and not isinstance(full[axis], slice):
+        position = full[axis].__index__()
+        if not -shape[axis] <= position < shape[axis]:
+            raise IndexError(f"index {position} is out of range for axis {axis}, which has {shape[axis]} elements")
+        base += (position % shape[axis]) * strides[axis]
+        axis += 1
+    if axis == len(shape):
+        return Cut(((base, base + 1),), (), ())
+    block = strides[axis]
+    positions = range(*full[axis].indices(shape[axis]))
+    rest = tuple(full[axis + 1 :])
+    tail = shape[axis + 1 :]
+    if len(positions) == 0:
+        return Cut((), (0, *tail), (slice(None), *rest))
+    if abs(positions.step) * block < enough or len(positions) == 1 or positions.step == 1:
+        low, high = min(positions[0], positions[-1]), max(positions[0], positions[-1])
+        span = slice(None, None, positions.step)
+        return Cut(((base + low * block, base + (high + 1) * block),), (high - low + 1, *tail), (span, *rest))
+    ascending = positions if positions.step > 0 else positions[::-1]
+    runs = tuple((base + p * block, base + (p + 1) * block) for p in ascending)
+    turn = slice(None) if positions.step > 0 else slice(None, None, -1)
+    return Cut(runs, (len(runs), *tail), (turn, *rest))
+
+
+def _expanded(index: tuple[Any, ...], ndim: int) -> list[Any]:
+    """Return the index with an Ellipsis spelled out and an entry for each axis."""
+    given = sum(1 for i in index if i is not Ellipsis)
+    if given > ndim:
+        raise IndexError(f"{given} indices for {ndim} axes")
+    if not any(i is Ellipsis for i in index):
+        index = (*index, Ellipsis)
+    at = next(k for k, i in enumerate(index) if i is Ellipsis)
+    return [*index[:at], *[slice(None)] * (ndim - given), *index[at + 1 :]]

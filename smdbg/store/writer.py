@@ -1,0 +1,484 @@
+"""The background writer of one worker: takes steps from the training thread, commits them in order.
+
+The training thread reserves room, hands over a `StepRecord` and goes on. The writer thread lays the rows out and puts
+wide shards at once; at most once a second, when a shard is full, and at the end it puts the buffered shards and then
+the commit log. Only what the log lists exists, so whatever happens in between, readers see whole steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from smdbg.errors import SmdbgError, StoreError
+from smdbg.store.backend import Backend, Missing
+from smdbg.store.format import (
+    CAPACITY_ROWS,
+    FLAG_DROPPED,
+    FORMAT,
+    LOG_COLUMNS,
+    LOG_ROWS,
+    MAX_COLLECTIONS,
+    ArraySpec,
+    array_json,
+    canonical,
+    entry_to_json,
+    group_json,
+    log_spec,
+    step_spec,
+    worker_key,
+)
+from smdbg.store.rows import Collection, Item
+from smdbg.store.shard import crc32c, with_crc
+from smdbg.store.upload import Uploader
+
+log = logging.getLogger("smdbg")
+
+FLUSH_SECONDS = 1.0
+HEARTBEAT_SECONDS = 30.0
+ROOM_SECONDS = 10.0  # how long the training thread waits for room before policy `drop` drops
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one step saved of one collection."""
+
+    name: str
+    items: tuple[Item, ...]
+    raw: bool
+    scalars: bool = False  # every value of this collection is kept whenever it is saved
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A closed step. `mode` is an index into MODES; times are unix ns and ns; `reserved` bytes of room."""
+
+    step: int
+    mode: int
+    mode_step: int
+    end_time: int
+    duration: int
+    hook_time: int
+    groups: tuple[Group, ...] = ()
+    flags: int = 0
+    dropped_rows: int = 0
+    reserved: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker group says of its worker."""
+
+    rank: int
+    attempt: int
+    writer_id: str
+    mesh: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _End:
+    status: str
+
+
+class Room:
+    """Bytes that may be on their way, shared by the training thread (takes) and the writer (gives back)."""
+
+    def __init__(self, bound: int, block: bool) -> None:
+        """Start empty. `block`: wait as long as it takes, instead of dropping."""
+        self.bound = bound
+        self.peak = 0
+        self._block = block
+        self._used = 0
+        self._gave_up = False
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def take(self, size: int, held: int = 0) -> bool:
+        """Reserve `size` bytes; `held` are already reserved by the step that is still open, which cannot drain.
+
+        Waits for room while the store keeps up. Under policy drop it gives up after ten seconds, and then at once
+        until the writer has given something back, so that a store that is away costs the training ten seconds once.
+        """
+        with self._changed:
+            if size + held > self.bound or self._closed:
+                return False
+            fits = self._used + size <= self.bound
+            if not fits and not self._gave_up:
+                wait = None if self._block else ROOM_SECONDS
+                fits = self._changed.wait_for(lambda: self._closed or self._used + size <= self.bound, wait)
+                fits = fits and not self._closed
+                self._gave_up = not fits
+            if fits:
+                self._used += size
+                self.peak = max(self.peak, self._used)
+            return fits
+
+    def give(self, size: int, stored: bool = True) -> None:
+        """Return bytes; `stored` is False where they were not used after all.
+
+        A negative size takes more, without asking: the writer pads rows, and only it can go on.
+        """
+        with self._changed:
+            self._used -= size
+            self.peak = max(self.peak, self._used)
+            self._gave_up = self._gave_up and not stored
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any more: nothing will be given back."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Writer:
+    """Writes one attempt of one worker. Create it after `start` has made the worker group."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        facts: WorkerFacts,
+        *,
+        buffer_bytes: int = 512 << 20,
+        block: bool = False,
+        upload_threads: int = 4,
+    ) -> None:
+        """Start the writer thread and the upload threads."""
+        self.room = Room(buffer_bytes, block)
+        self.failure: str = ""
+        self.dropped_steps = 0
+        self.dropped_rows = 0
+        self._skipped = (0, 0)  # steps and rows that were not even handed over; only the training thread sets it
+        self.left_out: dict[str, int] = {}  # collection -> rows whose full values the budget did not admit
+        self._backend = backend
+        self._facts = facts
+        self._base = worker_key(facts.rank, facts.attempt)
+        self._uploader = Uploader(backend, upload_threads)
+        self._queue: queue.SimpleQueue[StepRecord | _End | threading.Event] = queue.SimpleQueue()
+        self._collections: dict[str, Collection] = {}
+        self._coordinates: dict[str, list[int]] = {}
+        self._log = np.zeros((LOG_ROWS, len(LOG_COLUMNS)), np.int64)
+        self._rows = 0  # logged so far
+        self._urgent = False  # rows wait that readers want
+        self._waiting = False  # rows wait that nobody is in a hurry for
+        self._told_rows: dict[str, int] = {}  # what the store's metadata says now
+        self._told_state: Any = None
+        self._version = 0
+        self._described: Any = None
+        self._last_flush = -FLUSH_SECONDS
+        self._last_commit = time.monotonic()
+        self._last_look = time.monotonic()
+        self._may_look = True
+        self._status = "running"
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="smdbg-writer", daemon=True)
+        self._thread.start()
+
+    # --- training thread ---
+
+    def submit(self, record: StepRecord) -> None:
+        """Hand over a closed step."""
+        self._queue.put(record)
+
+    def skip(self, reserved: int, rows: int) -> None:
+        """Count a closed step that is not handed over, since there is no room even for its record."""
+        self.room.give(reserved, stored=False)
+        self._skipped = (self._skipped[0] + 1, self._skipped[1] + rows)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Commit everything handed over so far; True once that is done."""
+        done = threading.Event()
+        self._queue.put(done)
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while not done.wait(min(0.1, max(0.0, end - time.monotonic()))):
+            if self.ended.is_set() or time.monotonic() >= end:
+                return done.is_set()
+        return True
+
+    def close(self, status: str, timeout: float = 60.0) -> bool:
+        """Commit what is left, leave `status` in the worker group and end. False if the store did not take it."""
+        self._queue.put(_End(status))
+        if not self.ended.wait(timeout):
+            log.warning("smdbg: the store does not answer; what was not yet committed is given up")
+            self._uploader.give_up.set()
+            self.ended.wait(5.0)
+        return self.ended.is_set() and self._uploader.lost == 0
+
+    def end_soon(self, status: str) -> None:
+        """Ask for the end without waiting for it."""
+        self._queue.put(_End(status))
+
+    # --- writer thread ---
+
+    def _main(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # the training must not notice; the run's status says it
+            if not self._uploader.give_up.is_set():
+                log.exception("smdbg: the writer failed; this hook saves nothing more")
+            self.failure = f"{type(error).__name__}: {error}"
+            self._end_after_failure()
+        finally:
+            self.room.close()
+            self._uploader.stop()
+            self.ended.set()
+
+    def _end_after_failure(self) -> None:
+        """Leave the reason in the run, and the steps before the failure if the store still takes them."""
+        if self._uploader.give_up.is_set():
+            return
+        try:
+            self._finish(f"failed: hook switched off: {self.failure}")
+        except BaseException:
+            log.exception("smdbg: the last state of this worker could not be written")
+
+    def _loop(self) -> None:
+        self._put_metadata()
+        self._await_stored()  # puts run in parallel: the same key must not be on its way twice
+        while True:
+            try:
+                message = self._queue.get(timeout=self._pause())
+            except queue.Empty:
+                message = None
+            if isinstance(message, StepRecord):
+                self._take(message)
+            elif isinstance(message, threading.Event):
+                self._flush()
+                message.set()
+            elif isinstance(message, _End):
+                self._finish(message.status)
+                return
+            now = time.monotonic()
+            if self._urgent and now - self._last_flush >= FLUSH_SECONDS:
+                self._flush()
+            if now - self._last_commit >= HEARTBEAT_SECONDS:
+                self._heartbeat()
+            if now - self._last_look >= HEARTBEAT_SECONDS and self._superseded():
+                log.warning("smdbg: a later attempt of worker %d has begun; this one stops writing", self._facts.rank)
+                self.failure = "superseded by a later attempt"
+                return
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        due = self._last_commit + HEARTBEAT_SECONDS
+        if self._urgent:
+            due = min(due, self._last_flush + FLUSH_SECONDS)
+        return max(0.001, due - now)
+
+    def _take(self, record: StepRecord) -> None:
+        saved = raw = on_the_wire = 0
+
+        def put(key: str, data: bytearray | memoryview) -> None:
+            nonlocal on_the_wire
+            size = len(data)
+            on_the_wire += size
+            if on_the_wire > record.reserved:  # rows are padded to whole shards: no more than one beyond the room
+                self._await_stored()
+            self._uploader.put(f"{self._base}/{key}", data, lambda: self.room.give(size))
+
+        for group in record.groups:
+            collection = self._collection(group.name)
+            collection.write_row(group.items, group.raw, group.scalars, put)
+            self._coordinates[group.name].append(record.step)
+            saved |= 1 << collection.bit
+            raw |= (1 << collection.bit) if group.raw else 0
+        self.room.give(record.reserved - on_the_wire)
+        self._count_dropped(record)
+        flags = record.flags | (FLAG_DROPPED if record.dropped_rows else 0)
+        if self._rows % LOG_ROWS == 0:
+            self._log[:] = 0  # a new chunk; the one before was put when it was full, and again at heartbeats
+        self._log[self._rows % LOG_ROWS] = (
+            record.step,
+            record.mode,
+            record.mode_step,
+            max(1, record.end_time),
+            record.duration,
+            record.hook_time,
+            saved,
+            raw,
+            flags,
+            self._catalogue_version(),
+        )
+        self._rows += 1
+        self._waiting = True
+        self._urgent = self._urgent or bool(saved or flags)
+        if self._rows % LOG_ROWS == 0 or self._a_shard_is_full(record):
+            self._flush()
+
+    def _collection(self, name: str) -> Collection:
+        found = self._collections.get(name)
+        if found is None:
+            if len(self._collections) == MAX_COLLECTIONS:
+                raise ValueError(f"{name!r} would be collection {MAX_COLLECTIONS + 1}; a run holds {MAX_COLLECTIONS}")
+            found = self._collections[name] = Collection(name, len(self._collections))
+            self._coordinates[name] = []
+        return found
+
+    def _count_dropped(self, record: StepRecord) -> None:
+        if record.dropped_rows:
+            self.dropped_rows += record.dropped_rows
+            self.dropped_steps += 1
+
+    def _a_shard_is_full(self, record: StepRecord) -> bool:
+        touched = [self._collections[group.name] for group in record.groups]
+        return any(held.full_after(c.rows - 1) for c in touched for held in c.narrow())
+
+    def _catalogue_version(self) -> int:
+        """Return the number of the catalogue that describes everything taken so far."""
+        state = [(name, c.version) for name, c in self._collections.items()]
+        if state != self._described:
+            self._described = state
+            self._version += 1
+        return self._version
+
+    def _flush(self) -> None:
+        """Put buffered shards and changed metadata, wait for them, then put the log."""
+        self._last_flush = time.monotonic()
+        if not self._waiting:
+            return
+        for collection in self._collections.values():
+            for held in collection.narrow():
+                held.flush(self._put)
+            self._put_coordinate(collection, only_full=True)
+        self._put_metadata()
+        self._await_stored()
+        self._put_log()
+        self._await_stored()
+        self._urgent = self._waiting = False
+        self._last_flush = self._last_commit = time.monotonic()
+
+    def _await_stored(self) -> None:
+        """Wait for all puts. Raises StoreError when one was given up: then nothing after it may be committed."""
+        if not self._uploader.wait():
+            raise StoreError("the store did not take an object; later steps cannot be committed")
+
+    def _put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        self._uploader.put(f"{self._base}/{key}", data)
+
+    def _put_log(self) -> None:
+        chunk = max(0, self._rows - 1) // LOG_ROWS
+        self._put(log_spec().key(chunk * LOG_ROWS), with_crc(self._log.tobytes()))
+
+    def _put_coordinate(self, collection: Collection, only_full: bool) -> None:
+        steps = self._coordinates[collection.name]
+        spec = step_spec(collection.name)
+        size = spec.shard[0]
+        if not steps or (only_full and len(steps) < size):
+            return
+        chunk = np.zeros(size, np.int64)
+        chunk[: len(steps)] = steps[:size]
+        self._put(spec.key(collection.rows - len(steps)), with_crc(chunk.tobytes()))
+        del steps[:size]
+
+    def _heartbeat(self) -> None:
+        if self._waiting:
+            self._flush()
+        else:
+            self._put_log_again()
+        self._last_commit = time.monotonic()
+
+    def _put_log_again(self) -> None:
+        self._put_log()
+        self._await_stored()
+
+    def _superseded(self) -> bool:
+        self._last_look = time.monotonic()
+        if not self._may_look:
+            return False
+        try:
+            self._backend.get(worker_key(self._facts.rank, self._facts.attempt + 1) + "/zarr.json")
+        except Missing:
+            return False
+        except SmdbgError:
+            self._may_look = False  # a role that may only put; then nobody can tell us
+            return False
+        return True
+
+    # --- metadata ---
+
+    def _arrays(self, trimmed: bool) -> list[tuple[ArraySpec, int]]:
+        """Return every array with its rows: its capacity, or at the end the rows there are."""
+        out = [(log_spec(), self._rows)]
+        for name, collection in self._collections.items():
+            for spec in (*collection.specs(), step_spec(name)):
+                out.append((spec, collection.rows))
+        if not trimmed:
+            out = [(spec, max(1, -(-rows // CAPACITY_ROWS)) * CAPACITY_ROWS) for spec, rows in out]
+        return out
+
+    def _put_metadata(self, trimmed: bool = False) -> None:
+        """Put the zarr.json of groups and arrays that are new or changed size, and the worker's if anything changed."""
+        children: dict[str, Any] = {name: group_json({}) for name in self._collections}
+        rows_of = dict.fromkeys(self._collections, 0)
+        for spec, rows in self._arrays(trimmed):
+            children[spec.path] = array_json(spec, rows)
+            rows_of[spec.path] = rows
+        for path, rows in rows_of.items():
+            if self._told_rows.get(path) != rows:
+                self._put(f"{path}/zarr.json", _json(children[path]))
+        state = (self._catalogue_version(), self._drops(), self._status, dict(self.left_out))
+        if rows_of != self._told_rows or state != self._told_state:
+            self._put("zarr.json", _json(group_json({"smdbg": self._describe()}, children)))
+        self._told_rows, self._told_state = rows_of, state
+
+    def _drops(self) -> tuple[int, int]:
+        steps, rows = self._skipped
+        return self.dropped_steps + steps, self.dropped_rows + rows
+
+    def _describe(self) -> dict[str, Any]:
+        return worker_attributes(
+            self._facts,
+            self._status,
+            self._version,
+            self._drops(),
+            {n: {"bit": c.bit, "raw_left_out": self.left_out.get(n, 0)} for n, c in self._collections.items()},
+            [entry_to_json(e) for c in self._collections.values() for e in c.entries.values()],
+        )
+
+    def _finish(self, status: str) -> None:
+        """Commit what waits, trim the arrays to what they hold, leave the final status."""
+        self._flush()
+        self._status = status
+        for collection in self._collections.values():
+            self._put_coordinate(collection, only_full=False)
+        self._put_metadata(trimmed=True)
+        self._await_stored()
+
+
+def worker_attributes(
+    facts: WorkerFacts,
+    status: str,
+    version: int = 0,
+    drops: tuple[int, int] = (0, 0),
+    collections: Mapping[str, Any] | None = None,
+    catalogue: list[Any] | None = None,
+) -> dict[str, Any]:
+    """Return attributes.smdbg of a worker group, with the checksum over its canonical JSON."""
+    out: dict[str, Any] = {
+        "format": FORMAT,
+        "rank": facts.rank,
+        "attempt": facts.attempt,
+        "mesh": dict(facts.mesh),
+        "writer_id": facts.writer_id,
+        "status": status,
+        "dropped_steps": drops[0],
+        "dropped_rows": drops[1],
+        "catalogue_version": version,
+        "collections": dict(collections or {}),
+        "catalogue": catalogue or [],
+    }
+    out["crc32c"] = crc32c(canonical(out))
+    return out
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+
