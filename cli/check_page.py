@@ -133,7 +133,7 @@ def _columns(found: Sequence[Record], roomy: bool) -> list[Column]:
         Column("tensor", lambda r: r["tensor"], fold=True),
         Column("steps", steps_text),
         Column("violated", lambda r: f"{r['violations']:,} of {r['judged']:,}", justify="right", drop=1),
-        Column("worst", lambda r: f"{r['statistic']} {_worst(r['worst'])}", justify="right", drop=2),
+        Column("worst", lambda r: _worst(r["statistic"], r["worst"]), justify="right", drop=2),
     ]
     if len({record["worker"] for record in found}) > 1:
         columns.insert(3, Column("worker", lambda r: str(r["worker"]), justify="right"))
@@ -142,11 +142,12 @@ def _columns(found: Sequence[Record], roomy: bool) -> list[Column]:
     return columns
 
 
-def _worst(value: float | None) -> str:
-    """Return the worst value for people; NaN is a word."""
+def _worst(statistic: str, value: float | None) -> str:
+    """Return the worst value for people, with what it is: `2 × nan` counts elements, others are values."""
     if value is None:
-        return "-"
-    return number(float(value)) if math.isfinite(value) else str(float(value))
+        return f"{statistic} -"
+    shown = number(float(value)) if math.isfinite(value) else str(float(value))
+    return f"{shown} × {statistic}" if statistic in ("nan", "posinf", "neginf") else f"{statistic} {shown}"
 
 
 def _rule_columns() -> list[Column]:

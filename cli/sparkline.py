@@ -20,10 +20,14 @@ class Sparkline(NamedTuple):
 def sparkline(values: Sequence[float], width: int = 60) -> Sparkline:
     """Return the series in at most `width` characters.
 
-    Several values that share a character show the largest of them, and NaN or an infinity before any number. Positive
-    values that span more than a factor of 1,000 are drawn on a logarithmic scale.
+    Several values that share a character show the largest of them, and NaN or an infinity before any number; what came
+    before the first of those keeps a character of its own. Positive values that span more than a factor of 1,000 are
+    drawn on a logarithmic scale.
     """
-    cells = [_worst(values[start:stop]) for start, stop in _cuts(len(values), width)]
+    bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), 0)
+    before = max(1, bad * width // len(values)) if 0 < bad and len(values) > width > 1 else 0
+    cuts = [*_cuts(bad, before), *((bad + a, bad + b) for a, b in _cuts(len(values) - bad, width - before))]
+    cells = [_worst(values[start:stop]) for start, stop in (cuts if before else _cuts(len(values), width))]
     finite = [value for value in cells if math.isfinite(value)]
     if not finite:
         return Sparkline("".join(_mark(value) for value in cells), False)

@@ -643,7 +643,7 @@ def test_inspect_shows_texts(written: str, capsys: pytest.CaptureFixture[str]) -
     [
         (["fc/weihgt"], ["fc/weight[0]", "Did you mean"]),
         (["*o*"], ["matches 2 tensors", "loss, note"]),
-        (["fc/weight[0]", "--values", "--steps", "1"], ["Only statistics", "kept at step 0, 2, 4"]),
+        (["fc/weight[0]", "--values", "--steps", "1"], ["Only statistics", "kept at steps 0, 2, 4"]),
         (["fc/weight[0]", "--steps", "1000:"], ["saved steps run from 0 to 31"]),
         (["fc/weight[0]", "--steps", "1:2:3:4"], ["two colons"]),
         (["fc/weight[0]", "--index", "7"], ["axis 0", "size 3"]),
@@ -854,3 +854,10 @@ def test_a_rule_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Why it matters" in out and "only_nan" in out
     assert run(["rules", "exploding_tensr"]) == Exit.ERROR
     assert "exploding_tensor" in capsys.readouterr().err
+
+
+def test_sparkline_keeps_what_came_before_the_first_nan_apart() -> None:
+    values = [1.0, 2.0] + [math.nan] * 198
+    text = sparkline(values, 60).text
+    assert len(text) == 60
+    assert text[0] != "×" and set(text[1:]) == {"×"}

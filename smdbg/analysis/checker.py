@@ -202,8 +202,9 @@ def _result(job: _Job) -> RuleResult:
     elif not judged:
         outcome, detail = Outcome.INSUFFICIENT, f"saw {rows} of the {job.needs.minimum} saved steps it needs"
         if rows >= job.needs.minimum:
-            what = ", ".join(job.needs.statistics) or "values"
-            detail = f"saw {rows} saved steps, and none held what it judges ({what})"
+            what = f"a finite {' and '.join(job.needs.statistics)}" if job.needs.statistics else "a value"
+            few = "none" if job.needs.minimum == 1 else f"fewer than the {job.needs.minimum} it needs"
+            detail = f"saw {rows} saved steps, {few} with {what}"
     return RuleResult(
         name=job.rule.label,
         rule=job.rule.name,

@@ -456,7 +456,13 @@ class Tensor:
         return np.stack(out) if alike else out
 
     def stat(self, name: str, mode: str | None = None, worker: int = 0) -> tuple[Steps, NDArray[np.float64]]:
-        """Return (steps, values) of one statistic, stored or derived, where the tensor is present."""
+        """Return (steps, values) of one statistic, stored or derived, where the tensor is present.
+
+        Raises BadSelection for a statistic that does not exist, or that was not kept of this tensor.
+        """
+        kept = self.statistics()
+        if name not in kept and not set(statistics.required(name)) <= set(kept):
+            raise BadSelection(f"{self.run.url}: {name!r} of {self.name!r} was not kept; {', '.join(kept)} were")
         steps, found = self.run._series((name,), self, mode, self.run._rank(worker))
         return steps, found[name]
 

@@ -37,6 +37,7 @@ from smdbg.store.format import (
 from smdbg.store.shard import crc32c, intact
 
 LOST_SECONDS = 60.0
+LONGEST_LOG = 1 << 32  # steps; metadata that says more is not believed
 CACHE_BYTES = 256 << 20
 SMALL_TABLE = 8 << 20
 
@@ -346,20 +347,26 @@ def _read_logs(backend: Backend, groups: Mapping[Key, dict[str, Any]]) -> dict[K
 
 
 def _log_chunks(backend: Backend, key: Key, group: Mapping[str, Any]) -> tuple[int, float]:
-    """Return (number of log chunks, newest Last-Modified). A closed worker's metadata says it without a request."""
-    if group["attributes"]["smdbg"]["status"] == "completed":
+    """Return (number of log chunks, newest Last-Modified).
+
+    The log's capacity is put before the first row that needs it, so at most the last chunk is not there yet. Of a
+    closed worker the time is not asked for.
+    """
+    base = worker_key(*key)
+    try:
         rows = group["consolidated_metadata"]["metadata"]["steps"]["shape"][0]
-        if not isinstance(rows, int) or rows < 0 or rows > 1 << 40:
-            raise DamagedData(f"{backend.url}/{worker_key(*key)}: absurd length of the log")
-        return -(-rows // LOG_ROWS), 0.0
-    listed = [item for item in backend.list(worker_key(*key) + "/steps/c") if item.name.isdecimal()]
-    times = [item.modified for item in listed if not item.folder]
-    if listed and not times:  # a chunk is c/<i>/0: the folders carry no time, so look at the newest
-        newest = max(listed, key=lambda item: int(item.name))
-        times = [i.modified for i in backend.list(f"{worker_key(*key)}/steps/c/{newest.name}")]
-    if not times:
-        times = [i.modified for i in backend.list(worker_key(*key)) if i.name == "zarr.json"]
-    return len(listed), max(times, default=0.0)
+        chunks = -(-rows // LOG_ROWS) if 0 <= rows <= LONGEST_LOG else None
+    except (KeyError, TypeError, IndexError):
+        chunks = None
+    if not isinstance(chunks, int):
+        raise DamagedData(f"{backend.url}/{base}: the length of the log is damaged")
+    if group["attributes"]["smdbg"]["status"] == "completed":
+        return chunks, 0.0
+    for last in range(chunks, max(0, chunks - 2), -1):
+        times = [item.modified for item in backend.list(f"{base}/steps/c/{last - 1}") if not item.folder]
+        if times:
+            return last, max(times)
+    return 0, max((item.modified for item in backend.list(base) if item.name == "zarr.json"), default=0.0)
 
 
 def _attempt(backend: Backend, key: Key, group: dict[str, Any], log: Log, seen: float) -> Attempt:
