@@ -203,7 +203,8 @@ def only_statistics(request: Request) -> OnlyStatistics:
     tensor, worker = request.tensor, request.workers[0]
     kept = tensor.value_steps(mode=request.mode, worker=worker)
     shown = ", ".join(map(str, kept[:8])) + (f", … ({len(kept)} steps in all)" if len(kept) > 8 else "")
-    where = f"values were kept at {'steps' if len(kept) > 1 else 'step'} {shown}" if len(kept) else "no values of it were kept in this run"
+    steps = "steps" if len(kept) > 1 else "step"
+    where = f"values were kept at {steps} {shown}" if len(kept) else "no values of it were kept in this run"
     advice = "" if len(kept) else " Leave out --values for the statistics, or let the hook save this collection whole."
     return OnlyStatistics(
         f"Only statistics of '{tensor.name}' were kept at the selected steps of {request.run.url}; {where}.{advice}"

@@ -62,7 +62,9 @@ def test_a_later_attempt_supersedes_from_its_first_step(tmp_path: Path) -> None:
     marks = latest.tensor("x").values()[:, 1].tolist()
     assert marks == [0.25] * 1500 + [0.5] * 300
     steps, loss = latest.tensor("loss").stat("mean")
-    assert steps.tolist() == list(range(1800)) and loss.tolist() == [s + m for s, m in zip(range(1800), marks, strict=True)]
+    assert steps.tolist() == list(range(1800)) and loss.tolist() == [
+        s + m for s, m in zip(range(1800), marks, strict=True)
+    ]
     found = latest.stats("mean", collection="losses")
     assert found.steps.tolist() == list(range(1800)) and found.present.all()
     table = latest.step_table()
@@ -157,7 +159,9 @@ def test_four_workers_at_once(tmp_path: Path) -> None:
     assert run.status == "completed" and run.workers() == [0, 1, 2, 3] and run.world_size == 4
     for rank in range(4):
         assert run.tensor("x").values(worker=rank).tolist() == [[s, rank / 8] for s in range(20)]
-        assert run.stats("mean", collection="losses", worker=rank).matrix[:, 0].tolist() == [s + rank / 8 for s in range(20)]
+        assert run.stats("mean", collection="losses", worker=rank).matrix[:, 0].tolist() == [
+            s + rank / 8 for s in range(20)
+        ]
     with pytest.raises(RunExists):
         smdbg.Hook(url, rank=2, world_size=4)
     resumed = [write(url, range(15, 18), 9, rank=rank, world_size=4, resume=True) for rank in (0, 1)]

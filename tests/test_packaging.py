@@ -84,7 +84,7 @@ def test_metadata(wheel: Path) -> None:
     assert facts["License-Expression"] == "Apache-2.0"
     assert facts["Requires-Python"] == ">=3.11"
     needed = [line for line in facts.get_all("Requires-Dist", []) if "extra ==" not in line]
-    assert sorted(needed) == ["click>=8.2", "numpy>=1.26", "pyyaml", "rich", "s3fs", "zarr>=3"]
+    assert sorted(needed) == ["click>=8.2", "numpy>=1.26", "pyyaml", "rich", "s3fs>=2025.3", "zarr>=3"]
 
 
 def test_the_wheel_works_away_from_the_tree(wheel: Path, tmp_path: Path) -> None:

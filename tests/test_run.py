@@ -1,9 +1,11 @@
-"""Reading a run: what is there and what is not, tensors that come late or change, and the errors of the API."""
+"""Reading a run: what is there and what is not, tensors that come late or change, long runs, live runs."""
 
 from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,7 @@ import numpy as np
 import pytest
 
 import smdbg
-from smdbg.errors import (
-    BadSelection,
-    DamagedData,
-    NewerFormat,
-    NotARun,
-    OnlyStatistics,
-    RunNotFound,
-    StepNotSaved,
-    StepNotYet,
-    StoreError,
-    TensorNotFound,
-)
-
-STATISTICS_ONLY = smdbg.ReductionConfig(save_raw_tensor=False)
+from smdbg.errors import OnlyStatistics, StepNotSaved, StepNotYet
 
 
 def by_name(matrix: Any, name: str) -> tuple[list[float], list[bool]]:
@@ -210,7 +199,9 @@ def test_many_rows(tmp_path: Path) -> None:
     assert run.tensor("odd").values().tolist() == [[s, -s] for s in range(1, n, 2)]
     assert run.tensor("odd").values([8999, 1, 4097]).tolist() == [[8999, -8999], [1, -1], [4097, -4097]]
     group = zarr.open_group(str(url), mode="r")["workers/00000"]
-    assert group["steps"].shape == (n, 10) and sorted(p.name for p in (url / "workers/00000/steps/c").iterdir()) == list("012")
+    assert group["steps"].shape == (n, 10) and sorted(
+        p.name for p in (url / "workers/00000/steps/c").iterdir()
+    ) == list("012")
     assert group["metrics/step"][:].tolist() == list(range(n))
     assert group["pairs/step"][:].tolist() == list(range(1, n, 2))
     assert group["pairs/int32"].shape[0] == n // 2
@@ -257,102 +248,78 @@ def test_refresh_follows_a_live_run(tmp_path: Path) -> None:
     assert not isinstance(caught.value, StepNotYet) and "was not saved at step 6" in str(caught.value)
 
 
-def test_errors_say_what_and_where(tmp_path: Path) -> None:
-    url = tmp_path / "run"
-    with smdbg.Hook(url, reduction_config=STATISTICS_ONLY) as hook:
-        for step in range(20):
-            if step % 5 == 0:
-                hook.save_tensor("layer1.weight", np.ones((2, 2)), "weights")
-            hook.save_scalar("loss", 1.0, "losses")
+def test_one_value_of_a_long_run_is_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read for one value does not grow with the number of steps."""
+    from smdbg.store import reader
+    from smdbg.store.backend import LocalBackend
+
+    with smdbg.Hook(tmp_path / "run", reduction_config=smdbg.ReductionConfig(save_raw_tensor=True)) as hook:
+        for step in range(600):
+            for name in "abcdefghij":
+                hook.save_tensor(name, np.full(3, step))
             hook.end_step()
-    run = smdbg.open_run(url)
-    with pytest.raises(TensorNotFound, match=r"no tensor 'layer1.wieght'.*Did you mean layer1.weight\?"):
-        run.tensor("layer1.wieght")
-    with pytest.raises(OnlyStatistics, match="only statistics at step 10; no full value was kept at any step"):
-        run.tensor("layer1.weight").value(10)
-    with pytest.raises(StepNotSaved, match="was not saved at step 7; it was at 0, 10"):
-        run.tensor("layer1.weight").value(7)
-    with pytest.raises(BadSelection, match="no worker 3: workers are 0"):
-        run.tensor("loss").value(0, worker=3)
-    with pytest.raises(BadSelection, match="unknown mode 'trian'.*train"):
-        run.steps("trian")
-    with pytest.raises(BadSelection, match="no statistic 'maen'.*mean"):
-        run.tensor("layer1.weight").stat("maen")
-    with pytest.raises(BadSelection, match="attempt"):
-        smdbg.open_run(url, attempt="newest")
+    monkeypatch.setattr(reader, "SMALL_TABLE", 0)
+    read: list[int] = []
+    plain = LocalBackend._read
+
+    def counting(self: Any, wanted: Any) -> Any:
+        data = plain(self, wanted)
+        read.append(len(data or b""))
+        return data
+
+    run = smdbg.open_run(tmp_path / "run")
+    monkeypatch.setattr(LocalBackend, "_read", counting)
+    assert run.tensor("e").value(411).tolist() == [411] * 3 and run.tensor("e").shape_at(411) == (3,)
+    assert sum(read) < 400_000, "a chunk of statistics for each question, and a chunk of values"
+    read.clear()
+    assert run.tensor("e").values().tolist() == [[s] * 3 for s in range(600)]
+    assert len(read) < 6
 
 
-def test_what_is_not_a_run(tmp_path: Path) -> None:
-    import zarr
-
-    (tmp_path / "empty").mkdir()
-    for nothing in ("empty", "missing"):
-        with pytest.raises(RunNotFound, match="there is no run: check the URL"):
-            smdbg.open_run(tmp_path / nothing)
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "notes.txt").write_text("x")
-    with pytest.raises(NotARun, match="no zarr.json"):
-        smdbg.open_run(tmp_path / "files")
-    zarr.create_group(str(tmp_path / "group"), attributes={"smdbg": "x"})
-    zarr.create_group(str(tmp_path / "plain"))
-    zarr.create_array(str(tmp_path / "array"), shape=(3,), dtype="i4")
-    for other in ("group", "plain", "array"):
-        with pytest.raises(NotARun, match="is not a run"):
-            smdbg.open_run(tmp_path / other)
-        before = sorted(str(p) for p in tmp_path.rglob("*"))
-        with pytest.raises((NotARun, FileExistsError)):
-            smdbg.Hook(tmp_path / other)
-        assert before == sorted(str(p) for p in tmp_path.rglob("*"))
-    for text in ("", "{", "[]", "null", '{"attributes": 3}', '{"attributes": {"smdbg": {"format": 1}}}', "[" * 100_000):
-        (tmp_path / "group/zarr.json").write_text(text)
-        with pytest.raises(NotARun, match="is not a run"):
-            smdbg.open_run(tmp_path / "group")
+def test_going_back_within_an_attempt(tmp_path: Path) -> None:
+    """After a return to a checkpoint in the same process, what was done again counts, and nothing twice."""
     with smdbg.Hook(tmp_path / "run") as hook:
-        hook.save_scalar("x", 1)
-    root = json.loads((tmp_path / "run/zarr.json").read_text())
-    root["attributes"]["smdbg"]["format"] = 2
-    (tmp_path / "run/zarr.json").write_text(json.dumps(root))
-    with pytest.raises(NewerFormat, match="format 2; this smdbg reads up to 1: upgrade"):
-        smdbg.open_run(tmp_path / "run")
-    with pytest.raises(StoreError, match="URL of the run is empty"):
-        smdbg.open_run("")
+        for mark, step in enumerate([0, 1, 2, 3, 4, 2, 3, 1, 2]):
+            hook.set_step(step)
+            hook.save_scalar("x", mark)
+            hook.end_step()
+    run = smdbg.open_run(tmp_path / "run")
+    assert run.steps().tolist() == run.step_table().step.tolist() == [0, 1, 2]
+    assert run.tensor("x").values().tolist() == run.tensor("x").stat("mean")[1].tolist() == [0, 7, 8]
+    assert run.stats("mean").matrix[:, 0].tolist() == [0, 7, 8]
+    assert len(smdbg.open_run(tmp_path / "run", attempt="all").step_table().step) == 9
 
 
-def test_absurd_metadata_is_not_believed(tmp_path: Path) -> None:
-    """Sizes and places that the data does not bear out end in an error, not in memory taken or in a wrong value."""
-    from smdbg.store.format import canonical
-    from smdbg.store.shard import crc32c
+def test_reading_while_it_is_written(tmp_path: Path) -> None:
+    """A reader beside a writer at full speed sees whole steps, at any moment, with tensors coming all the time."""
+    url, stop = tmp_path / "run", threading.Event()
+    hook = smdbg.Hook(url, buffer_bytes=32 << 20, when_full="block")
 
-    url = tmp_path / "run"
-    with smdbg.Hook(url) as hook:
-        hook.save_tensor("x", np.arange(6.0))
-        hook.save_tensor("y", np.arange(6.0), "other")
-    path = url / "workers/00000/zarr.json"
-    good = json.loads(path.read_text())
+    def write() -> None:
+        step = 0
+        while not stop.is_set():
+            hook.save_scalar("loss", step / 2, "losses")
+            hook.save_tensor(f"t{step // 50}", np.arange(step % 30) + step, f"c{step // 200 % 40}")
+            hook.end_step()
+            step += 1
+            if step % 100 == 0:
+                hook.flush()
 
-    def damaged(change: Any) -> None:
-        group = json.loads(json.dumps(good))
-        change(group["attributes"]["smdbg"], group["consolidated_metadata"]["metadata"])
-        facts = {k: v for k, v in group["attributes"]["smdbg"].items() if k != "crc32c"}
-        group["attributes"]["smdbg"] = {**facts, "crc32c": crc32c(canonical(facts))}
-        path.write_text(json.dumps(group))
-        with pytest.raises((DamagedData, StepNotSaved, TensorNotFound)):
-            smdbg.open_run(url).tensor("x").value(0)
-
-    for shape in ([1 << 50], [1 << 20, 1 << 20], [-1], ["6"], [6.0]):
-        damaged(lambda facts, arrays, shape=shape: facts["catalogue"][0].update(shape=shape))
-    for slot in (["float64", 0, 1 << 50, "float64"], ["nowhere", 0, 6, "float64"], ["float64", 100, 6, "float64"]):
-        damaged(lambda facts, arrays, slot=slot: facts["catalogue"][0].update(slots=[slot]))
-    damaged(lambda facts, arrays: facts["catalogue"][0].update(stats=[["stats", 9999, 1]]))
-    damaged(lambda facts, arrays: facts["catalogue"][0].pop("slots"))
-    damaged(lambda facts, arrays: facts["collections"]["tensors"].update(bit=64))
-    damaged(lambda facts, arrays: facts.update(collections={}))
-    damaged(lambda facts, arrays: arrays["steps"].update(shape=[1 << 50, 10]))
-    damaged(lambda facts, arrays: arrays["tensors/float64"].update(data_type="object"))
-
-    def giant(facts: Any, arrays: Any) -> None:
-        chunk = arrays["tensors/float64"]["codecs"][0]["configuration"]
-        chunk["chunk_shape"] = arrays["tensors/float64"]["chunk_grid"]["configuration"]["chunk_shape"] = [1, 1 << 40]
-        arrays["tensors/float64"]["shape"] = [1, 1 << 40]
-
-    damaged(giant)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        run, end = smdbg.open_run(url), time.monotonic() + 3
+        while time.monotonic() < end:
+            run.refresh()
+            steps = run.steps()
+            assert steps.tolist() == list(range(steps.size))
+            if "loss" in run.tensors():
+                assert np.array_equal(run.tensor("loss").values(), steps / 2)
+            for name in run.tensors("t*")[-2:]:
+                for step in run.tensor(name).steps().tolist():
+                    assert np.array_equal(run.tensor(name).value(step), np.arange(step % 30) + step)
+    finally:
+        stop.set()
+        writer.join()
+        hook.close()
+    assert steps.size > 100

@@ -14,6 +14,7 @@ from smdbg.store.reader import Attempt, StoredRun
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+LAST = "last"  # of a number recorded several times in a step; where it was recorded once, the number itself
 _OF_NUMBERS = statistics.ALWAYS + statistics.EXTRA
 
 
@@ -54,6 +55,8 @@ def _available(names: Sequence[str], statistic: str) -> tuple[str, ...] | None:
         return None
     if statistic in names:
         return (statistic,)
+    if statistic == LAST:
+        return None
     needed = statistics.required(statistic)
     if set(needed) <= set(names):
         return tuple(needed)
@@ -84,6 +87,8 @@ def tensor_statistics(
         for name in wanted:
             if name in have:
                 out[name][here] = have[name][here]
+            elif name == LAST and entry.info.shape == ():
+                out[name][here] = have["mean"][here]
             elif all(needed in have for needed in statistics.required(name)):
                 out[name][here] = statistics.derive(name, {k: v[here] for k, v in have.items()})
     return out, count

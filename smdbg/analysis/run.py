@@ -322,9 +322,18 @@ class Run:
         return steps[order], merged
 
     def _parts(
-        self, wanted: Sequence[str], tensor: Tensor, mode: str | None, rank: int
+        self,
+        wanted: Sequence[str],
+        tensor: Tensor,
+        mode: str | None,
+        rank: int,
+        only: Sequence[int] | None = None,
+        kept: bool = False,
     ) -> list[tuple[Attempt, Steps, Steps, dict[str, NDArray[np.float64]]]]:
-        """Return (attempt, steps, rows, statistics) where the tensor is present, an attempt each."""
+        """Return (attempt, steps, rows, statistics) where the tensor is present, an attempt each.
+
+        `only` these steps, and only where full values were `kept`: of a long run little is then read.
+        """
         out = []
         for one in self._stored.of_rank(rank):
             entry = one.entries.get(tensor.name)
@@ -332,6 +341,10 @@ class Run:
                 continue
             at = one.rows_of(entry.info.collection)
             rows = self._rows(one, entry.info.collection, mode)
+            if only is not None:
+                rows = rows[np.isin(one.log[at[rows], 0], only)]
+            if kept:
+                rows = rows[one.raw_at(entry.info.collection, at[rows])]
             found, count = tensor_statistics(self._stored, one, entry, rows, wanted)
             there = ~np.isnan(count)
             out.append((one, one.log[at[rows[there]], 0], rows[there], {k: v[there] for k, v in found.items()}))
@@ -405,17 +418,17 @@ class Tensor:
         """Return the steps where its full value was kept, ascending."""
         return np.sort(np.array([step for step, _, _ in self._value_rows(mode, worker)], np.int64))
 
-    def _value_rows(self, mode: str | None, worker: int) -> list[tuple[int, Attempt, int]]:
+    def _value_rows(
+        self, mode: str | None, worker: int, only: Sequence[int] | None = None
+    ) -> list[tuple[int, Attempt, int]]:
         out = []
-        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker)):
-            raw = one.raw_at(self.collection, one.rows_of(self.collection)[rows])
-            out += [(int(s), one, int(r)) for s, r in zip(steps[raw], rows[raw], strict=True)]
+        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker), only, kept=True):
+            out += [(int(s), one, int(r)) for s, r in zip(steps, rows, strict=True)]
         return out
 
     def shape_at(self, step: int, worker: int = 0) -> tuple[int, ...]:
         """Return its shape at a step where it is present. Raises StepNotSaved."""
-        for one, steps, rows, _ in reversed(self.run._parts(("count",), self, None, self.run._rank(worker))):
-            here = rows[steps == step]
+        for one, _, here, _ in reversed(self.run._parts(("count",), self, None, self.run._rank(worker), [step])):
             if here.size:
                 slot, shape = self.run._stored.shapes(one, one.entries[self.name], here[-1:])[0]
                 slots = one.entries[self.name].slots
@@ -438,8 +451,9 @@ class Tensor:
         [steps, *shape]; a list of arrays where the shape changes between them. None: at every step whose value was
         kept. Errors as of `value`.
         """
-        places = {step: (one, row) for step, one, row in self._value_rows(None, worker)}
-        wanted = sorted(places) if steps is None else [int(step) for step in steps]
+        asked = None if steps is None else [int(step) for step in steps]
+        places = {step: (one, row) for step, one, row in self._value_rows(None, worker, asked)}
+        wanted = sorted(places) if asked is None else asked
         for step in wanted:
             if step not in places:
                 raise self._not_at(step, worker)

@@ -11,8 +11,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from smdbg import stats as statistics
 from smdbg.errors import NotARun, RunNotFound, near
 from smdbg.hooks import facts
@@ -27,7 +25,7 @@ from smdbg.hooks.config import (
     plan,
 )
 from smdbg.hooks.control import StopWatch
-from smdbg.hooks.convert import to_elements
+from smdbg.hooks.convert import to_elements, to_number
 from smdbg.hooks.endings import Endings, describe
 from smdbg.hooks.guard import Guard, quiet
 from smdbg.hooks.step import OpenStep
@@ -100,6 +98,7 @@ class Hook(Guard):
         self._last_end: int | None = None
         self._named: dict[str, str] = {}
         self._warned: set[str] = set()
+        self._catalogued: dict[tuple[str, str], TensorInfo] = {}
         self._names: dict[tuple[str, str], tuple[str, ...]] = {}
         self._raw_left = raw_budget
         self._past: list[tuple[int, int, int]] = []
@@ -186,12 +185,8 @@ class Hook(Guard):
         """Save a number. Recorded n times in one step, its mean is the value; count and last are kept beside it."""
         collection = self._collection_of(name, collection)
         if self._due(collection):
-            # By way of Python numbers: NumPy takes no bfloat16, and nothing of a device.
-            number = np.asarray(value.detach().tolist() if hasattr(value, "detach") else value).reshape(-1)
-            if number.size != 1:
-                raise TypeError(f"{name!r} is not one number but {number.size}: use save_tensor")
-            single = number[0].item()
-            self._record(TensorInfo(name, collection, role=role), single if np.iscomplexobj(number) else float(single))
+            known = self._catalogued.get((collection, name))
+            self._record(known or TensorInfo(name, collection, role=role), to_number(name, value))
 
     @quiet(False)
     def should_save(self, collection: str) -> bool:
@@ -319,7 +314,7 @@ class Hook(Guard):
     def _open_step(self) -> OpenStep:
         """Return the current step, opened if it was not."""
         if self._now is None:
-            self._now = OpenStep(self._mode, self._mode_steps[self._mode])
+            self._now = OpenStep(self._mode, self._mode_steps[self._mode], homes=self._named)
         return self._now
 
     def _close_step(self) -> None:
@@ -414,8 +409,7 @@ class Hook(Guard):
             return
         elements, dtype, shape, copied = to_elements(value)
         owned = owned or copied
-        if (info.dtype, info.shape) != (dtype, shape) or not info.role:
-            info = replace(info, dtype=dtype, shape=shape, role=info.role or found.role)
+        info = self._described(info, dtype, shape)
         names = self._statistics(found, info)
         raw = found.raw_due(now.mode_step)
         features = found.reduction.features
@@ -427,7 +421,7 @@ class Hook(Guard):
             computed = statistics.compute(decode(elements, dtype, shape), names)
             now.add(Item(info, None, names, computed))
             return
-        if not self._take_room(now, info.collection, elements.nbytes * (2 if raw else 1)):
+        if not self._take_room(now, info.collection, elements.nbytes, raw):
             if self._writer is not None:
                 self._writer.room.give(now.drop(info.collection), stored=False)
             return
@@ -435,13 +429,26 @@ class Hook(Guard):
 
     def _record(self, info: TensorInfo, value: float | complex) -> None:
         """Record a scalar in the open step; its collection is due."""
-        if not info.role or info.dtype != "float64":
-            info = replace(info, role=info.role or self._plan(info.collection).role, dtype="float64")
-        self._open_step().record(info, value)
+        dtype = "complex128" if isinstance(value, complex) else "float64"
+        self._open_step().record(self._described(info, dtype, ()), value)
 
-    def _take_room(self, now: OpenStep, collection: str, size: int) -> bool:
+    def _described(self, info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
+        """Return what the catalogue is to say; the same object as last time while dtype and shape stay."""
+        if info.dtype == dtype and info.shape == shape and info.role:
+            return info
+        key = (info.collection, info.name)
+        known = self._catalogued.get(key)
+        if known is None or known.dtype != dtype or known.shape != shape:
+            role = info.role or self._plan(info.collection).role
+            known = self._catalogued[key] = replace(info, dtype=dtype, shape=shape, role=role)
+        return known
+
+    def _take_room(self, now: OpenStep, collection: str, nbytes: int, raw: bool = False) -> bool:
         writer = self._writer
-        if writer is None or not writer.room.take(size, now.reserved):
+        if writer is None:
+            return False
+        size = writer.cost(nbytes, raw)
+        if not writer.room.take(size, now.reserved):
             return False
         now.taken[collection] = now.taken.get(collection, 0) + size
         return True

@@ -28,6 +28,18 @@ def to_elements(value: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
     return elements, dtype, shape, not np.may_share_memory(elements, array)
 
 
+def to_number(name: str, value: Any) -> float | complex:
+    """Return a single number of any framework as Python's float or complex. Raises TypeError for more than one."""
+    if type(value) is float or type(value) is int:
+        return float(value)
+    # By way of Python numbers: NumPy takes no bfloat16, and nothing of a device.
+    found = np.asarray(value.detach().tolist() if hasattr(value, "detach") else value)
+    if found.size != 1:
+        raise TypeError(f"{name!r} is not one number but {found.size}: use save_tensor")
+    single = found.reshape(-1)[0]
+    return complex(single) if found.dtype.kind == "c" else float(single)
+
+
 def _from_torch(tensor: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
     plain = tensor.detach()
     if hasattr(plain, "to_local"):  # a sharded tensor: what this worker holds

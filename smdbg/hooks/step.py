@@ -33,10 +33,11 @@ class Recorded:
     def item(self, statistics: tuple[str, ...]) -> Item:
         """Return the mean as an item (float64 or complex128)."""
         mean = self.last if self.count == 1 else self.total / self.count
-        elements: NDArray[Any] = np.array([mean])
+        dtype = "complex128" if isinstance(mean, complex) else "float64"
+        elements: NDArray[Any] = np.array([mean], dtype)
         info = self.info
-        if (info.dtype, info.shape) != (elements.dtype.name, ()):
-            info = replace(info, dtype=elements.dtype.name, shape=())
+        if info.dtype != dtype or info.shape != ():
+            info = replace(info, dtype=dtype, shape=())
         last = abs(self.last) if isinstance(self.last, complex) else self.last
         return Item(info, elements, statistics, None, (self.count, float(last)))
 
@@ -54,6 +55,7 @@ class OpenStep:
     scalars: dict[str, dict[str, Recorded]] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     taken: dict[str, int] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)  # name -> collection, of all tensors of the run so far
 
     @property
     def reserved(self) -> int:
@@ -67,14 +69,14 @@ class OpenStep:
         held[name] = item if name == item.info.name else renamed(item, name)
 
     def free_name(self, collection: str, name: str) -> str:
-        """Return `name`, or `name_1`, `name_2`, ... if that is taken in this step."""
+        """Return `name`, or `name_1`, `name_2`, ... if that is taken in this step, or the name of another's tensor."""
         held, scalars = self.items.get(collection, {}), self.scalars.get(collection, {})
-        if name not in held and name not in scalars:
-            return name
-        index = 1
-        while f"{name}_{index}" in held or f"{name}_{index}" in scalars:
+        found, index = name, 0
+        while found in held or found in scalars or self.homes.get(found, collection) != collection:
             index += 1
-        return f"{name}_{index}"
+            found = f"{name}_{index}"
+        self.homes[found] = collection
+        return found
 
     def record(self, info: TensorInfo, value: float | complex) -> None:
         """Record a scalar, once more if it is there already."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from smdbg.errors import AccessRefused, SmdbgError, StoreError
 
-Data = bytes | bytearray | memoryview
+Data = bytes | bytearray
 T = TypeVar("T")
 
 
@@ -48,6 +48,7 @@ class Backend(Protocol):
     """What the store asks of a place that keeps bytes. All methods may be called from several threads."""
 
     url: str
+    copies: int  # how many copies of an object the client holds while it sends it
 
     def put(self, key: str, data: Data) -> None:
         """Store an object whole, replacing one of the same key: readers see the old or the new, never a mixture."""
@@ -79,6 +80,8 @@ def open_backend(
 
 class LocalBackend:
     """A folder. Objects are files, written beside their place and moved there."""
+
+    copies = 0
 
     def __init__(self, path: str, concurrency: int = 8) -> None:
         """Take the folder's path; it is made at the first put."""
@@ -199,6 +202,8 @@ class _local_errors:  # noqa: N801 - reads as a statement
 class FsspecBackend:
     """Any fsspec URL; S3 through s3fs, which takes credentials, region and endpoint from the standard AWS places."""
 
+    copies = 1
+
     def __init__(self, url: str, storage_options: Mapping[str, Any], concurrency: int = 8) -> None:
         """Open the file system named by the URL's scheme. No request is made yet."""
         from fsspec.core import url_to_fs
@@ -227,13 +232,13 @@ class FsspecBackend:
 
     def put(self, key: str, data: Data) -> None:
         """One PUT (a multipart upload beyond 100 MB)."""
-        self._call(lambda: self._fs.pipe_file(self._path(key), _body(data)), key)
+        self._call(lambda: self._fs.pipe_file(self._path(key), data), key)
 
     def create(self, key: str, data: Data) -> bool:
         """One PUT with If-None-Match; a plain PUT where the store does not know conditions."""
         if self._conditional:
             try:
-                self._fs.pipe_file(self._path(key), _body(data), mode="create")
+                self._fs.pipe_file(self._path(key), data, mode="create")
                 return True
             except Exception as error:
                 code = _code(error)
@@ -287,11 +292,6 @@ class FsspecBackend:
             else:
                 out.append(Listed(name, False, int(item.get("size") or 0), _modified(item)))
         return sorted(out, key=lambda listed: listed.name)
-
-
-def _body(data: Data) -> bytes | bytearray:
-    """Return data as a type that botocore takes as a request body."""
-    return bytes(data) if isinstance(data, memoryview) else data
 
 
 def _modified(item: Mapping[str, Any]) -> float:

@@ -145,6 +145,9 @@ def cut(shape: tuple[int, ...], index: tuple[Any, ...] | None, enough: int) -> C
     size = 1
     for length in shape:
         size *= length
+    for i in index or ():
+        if not (i is None or i is Ellipsis or isinstance(i, slice) or _is_whole(i)):
+            raise IndexError(f"{i!r} is no basic index: whole numbers, slices, ... and None are")
     whole = Cut(((0, size),), shape, () if index is None else index)
     if index is None or size == 0 or any(i is None for i in index):
         return whole
@@ -178,9 +181,16 @@ def cut(shape: tuple[int, ...], index: tuple[Any, ...] | None, enough: int) -> C
     return Cut(runs, (len(runs), *tail), (turn, *rest))
 
 
+def _is_whole(index: Any) -> bool:
+    array = isinstance(index, np.ndarray) and index.ndim > 0
+    return hasattr(index, "__index__") and not isinstance(index, bool | np.bool_) and not array
+
+
 def _expanded(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """Return the index with an Ellipsis spelled out and an entry for each axis."""
     given = sum(1 for i in index if i is not Ellipsis)
+    if len(index) - given > 1:
+        raise IndexError("an index has at most one ...")
     if given > ndim:
         raise IndexError(f"{given} indices for {ndim} axes")
     if not any(i is Ellipsis for i in index):

@@ -73,6 +73,14 @@ class Attempt:
         """Collection -> its bit in the masks."""
         return {name: int(about["bit"]) for name, about in self.facts["collections"].items()}
 
+    @cached_property
+    def lasting(self) -> NDArray[np.bool_]:
+        """Tell for each log row whether the worker did not go back to its step, or before it, later on."""
+        out = np.ones(len(self.log), bool)
+        step = self.log[:, 0]
+        out[:-1] = step[:-1] < np.minimum.accumulate(step[::-1])[::-1][1:]
+        return out
+
     def rows_of(self, collection: str) -> NDArray[np.int64]:
         """Return for each stored row of a collection the index of its log row: row r belongs to the r-th."""
         if collection not in self._rows:
@@ -126,10 +134,9 @@ class StoredRun:
 
     def visible(self, one: Attempt) -> NDArray[np.bool_]:
         """Tell for each log row of an attempt whether it is to be shown."""
-        if self._which == "latest" and one.until is not None:
-            shown: NDArray[np.bool_] = one.log[:, 0] < one.until
-            return shown
-        return np.ones(len(one.log), bool)
+        if self._which != "latest":
+            return np.ones(len(one.log), bool)
+        return one.lasting if one.until is None else one.lasting & (one.log[:, 0] < one.until)
 
     def log_rows(self, rank: int) -> Log:
         """Return the visible log rows of a worker over its attempts, in order."""
@@ -148,8 +155,8 @@ class StoredRun:
     ) -> NDArray[Any]:
         """Return lines of a statistics, layout or feature array: [rows, last] of one tensor, [rows, tensors, last].
 
-        `rows` ascend. With a `column`, that number of each line alone, without the last axis. A table of which much is wanted is read whole and kept, since the next question is about the same one. Raises
-        DamagedData.
+        `rows` ascend. With a `column`, that number of each line alone, without the last axis. A table of which much is
+        wanted is read whole and kept, since the next question is about the same one. Raises DamagedData.
         """
         spec = _spec(one, path)
         if np.max(tensors, initial=0) >= spec.tail[0]:

@@ -29,7 +29,10 @@ from smdbg.store.format import (
 )
 from smdbg.store.shard import Shard
 
-Put = Callable[[str, bytearray | memoryview], None]
+Put = Callable[[str, bytes | bytearray], None]
+
+Part = tuple[int, NDArray[Any]]  # (element offset in a row, elements)
+SHORT_ROW = 64 << 10  # bytes
 
 COUNT_ONLY = ("count",)
 COUNT_AND_LAST = ("count", "last")
@@ -64,6 +67,7 @@ class Narrow:
         self._row0 = 0
         self._used = 0
         self._row_bytes = product(spec.tail) * spec.itemsize
+        self._fill_count = self._row_bytes // len(_fill_bytes(spec.dtype))
 
     def write(self, row: int, at: int, data: NDArray[Any]) -> None:
         """Copy `data` to element `at` of `row`. Rows come in order; a full shard has been flushed before."""
@@ -71,6 +75,21 @@ class Narrow:
         self._at(row).write((row - self._row0) * self._row_bytes + at * self.spec.itemsize, raw)
         self._used = row - self._row0 + 1
         self.dirty = True
+
+    def write_row(self, row: int, parts: Sequence[Part], put: Put) -> None:
+        """Copy the parts of a row to their places. Nothing is put before the next flush."""
+        if self._row_bytes > SHORT_ROW:
+            for at, data in parts:
+                self.write(row, at, data)
+            return
+        # Many small parts, single numbers mostly: gathered first, since each write on its own costs more than a copy.
+        line = np.frombuffer(_fill_bytes(self.spec.dtype) * self._fill_count, self.spec.dtype).copy()
+        if all(data.size == 1 for _, data in parts):
+            line[[at for at, _ in parts]] = np.concatenate([data for _, data in parts])
+        else:
+            for at, data in parts:
+                line[at : at + data.size] = data
+        self.write(row, 0, line)
 
     def extend(self, row: int) -> None:
         """Count `row` in, as fill values where nothing was written: so a reader may ask for every row there is."""
@@ -105,8 +124,8 @@ class Wide:
 
     spec: ArraySpec
 
-    def write_row(self, row: int, parts: Sequence[tuple[int, NDArray[Any]]], put: Put) -> None:
-        """Put a row: `parts` are (element offset, elements), not overlapping. Shards nobody writes to are left out."""
+    def write_row(self, row: int, parts: Sequence[Part], put: Put) -> None:
+        """Put a row; its parts do not overlap. Shards nobody writes to are left out."""
         spec, item = self.spec, self.spec.itemsize
         width, chunk = spec.shard[1], spec.chunk[1]
         for across in range(spec.shards_across):
@@ -163,20 +182,14 @@ class Collection:
         row = self.rows
         kept = [_kept_statistics(item, scalars and raw) for item in items]
         self._give_places(items, kept, raw)
-        wide: dict[str, list[tuple[int, NDArray[Any]]]] = {}
-        for item, names in zip(items, kept, strict=True):
+        # Values first: wide rows are then on their way to the store while the statistics are computed.
+        slots = self._write_values(row, items, raw, put)
+        self._write_statistics(row, items, kept)
+        for item, slot in zip(items, slots, strict=True):
             entry = self.entries[item.info.name]
-            place = self._stat_place(entry, names)
-            width = len(self.tables[place.array].spec.statistics)
-            self.tables[place.array].write(row, place.index * width, _statistics_of(item, names))
-            slot = self._write_value(row, entry, item, wide) if raw and item.elements is not None else 0
             self._write_layout(row, entry, item, slot)
             if item.features:
                 self._write_features(row, entry, item)
-        for array, parts in wide.items():
-            held = self.values[array]
-            assert isinstance(held, Wide)
-            held.write_row(row, parts, put)
         for table in self.tables.values():
             table.extend(row)
         self.rows += 1
@@ -261,23 +274,39 @@ class Collection:
         self.version += 1
 
     def _stat_place(self, entry: Entry, names: tuple[str, ...]) -> Place:
-        return next(p for p in reversed(entry.stats) if self.tables[p.array].spec.statistics == names)
+        newest = entry.stats[-1]
+        if self.tables[newest.array].spec.statistics == names:
+            return newest
+        return next(p for p in entry.stats if self.tables[p.array].spec.statistics == names)
 
     # --- rows ---
 
-    def _write_value(
-        self, row: int, entry: Entry, item: Item, wide: dict[str, list[tuple[int, NDArray[Any]]]]
-    ) -> int:
-        assert item.elements is not None
-        slot = _slot_for(entry, item.info.dtype, item.elements.size)
-        assert slot is not None
-        place = entry.slots[slot]
-        held = self.values[place.array]
-        if isinstance(held, Wide):
-            wide.setdefault(place.array, []).append((place.offset, item.elements))
-        else:
-            held.write(row, place.offset, item.elements)
-        return slot
+    def _write_values(self, row: int, items: Sequence[Item], raw: bool, put: Put) -> list[int]:
+        """Write the values of a row, and return the slot of each item."""
+        slots = [0] * len(items)
+        parts: dict[str, list[Part]] = {}
+        for number, item in enumerate(items):
+            if raw and item.elements is not None:
+                entry = self.entries[item.info.name]
+                slot = _slot_for(entry, item.info.dtype, item.elements.size)
+                assert slot is not None
+                slots[number] = slot
+                place = entry.slots[slot]
+                parts.setdefault(place.array, []).append((place.offset, item.elements))
+        for array, found in parts.items():
+            self.values[array].write_row(row, found, put)
+        return slots
+
+    def _write_statistics(self, row: int, items: Sequence[Item], kept: Sequence[tuple[str, ...]]) -> None:
+        lines: dict[str, NDArray[np.float64]] = {}
+        for item, names in zip(items, kept, strict=True):
+            place = self._stat_place(self.entries[item.info.name], names)
+            line = lines.get(place.array)
+            if line is None:
+                line = lines[place.array] = np.full(self.tables[place.array].spec.tail, np.nan)
+            line[place.index] = _statistics_of(item, names)
+        for array, line in lines.items():
+            self.tables[array].write(row, 0, line.reshape(-1))
 
     def _write_layout(self, row: int, entry: Entry, item: Item, slot: int) -> None:
         shape = item.info.shape
@@ -319,7 +348,7 @@ def _slot_for(entry: Entry, dtype: str, size: int) -> int | None:
 def _kept_statistics(item: Item, value_kept: bool) -> tuple[str, ...]:
     """Return what to keep of an item: of a single number whose value is kept anyway, only what that does not tell."""
     repeated = item.recorded[0] != 1
-    if value_kept and item.info.shape == () and item.info.dtype not in ("str", "bytes"):
+    if value_kept and item.info.shape == () and not item.info.dtype.startswith(("str", "bytes", "M8", "m8")):
         return COUNT_AND_LAST if repeated else COUNT_ONLY
     return (*item.statistics, "last") if repeated else item.statistics
 

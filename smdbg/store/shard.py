@@ -62,11 +62,11 @@ class Shard:
         if any(pattern):
             self._rows[:] = np.frombuffer(pattern * (self.chunk_bytes // len(pattern)), np.uint8)
 
-    def seal(self, present: int | None = None) -> memoryview:
+    def seal(self, present: int | None = None) -> bytes | bytearray:
         """Add checksums and index, and return the object's bytes.
 
-        With `present` below the number there is room for, only the first `present` chunks are part of the object; its
-        bytes are then a copy, since the index follows the last chunk.
+        With `present`, only the first `present` chunks are part of the object; its bytes are then a copy, which stays
+        as it is when the shard is written to again. Without, they are the shard's own buffer: a last use of it.
         """
         stored = self.present if present is None else present
         view = memoryview(self.encoded)
@@ -76,10 +76,10 @@ class Shard:
             view[end : end + CRC] = crc32c(view[start:end]).to_bytes(CRC, "little")
         index = index_bytes(self.chunk_bytes, stored, self.total)
         body = stored * self._stride
-        if stored == self.present:
+        if present is None:
             view[body:] = index
-            return view
-        return memoryview(bytes(view[:body]) + index)
+            return self.encoded
+        return b"".join((view[:body], index))
 
 
 def index_bytes(chunk_bytes: int, present: int, total: int) -> bytes:

@@ -193,6 +193,10 @@ class Writer:
         self.room.give(reserved, stored=False)
         self._skipped = (self._skipped[0] + 1, self._skipped[1] + rows)
 
+    def cost(self, nbytes: int, raw: bool) -> int:
+        """Return the room that a value takes: its copy, and if kept its shard and what the client copies of that."""
+        return nbytes * (2 + self._backend.copies) if raw else nbytes
+
     def flush(self, timeout: float | None = None) -> bool:
         """Commit everything handed over so far; True once that is done."""
         done = threading.Event()
@@ -250,6 +254,7 @@ class Writer:
                 message = None
             if isinstance(message, StepRecord):
                 self._take(message)
+                message = None  # its values are not kept alive while waiting for the next
             elif isinstance(message, threading.Event):
                 self._flush()
                 message.set()
@@ -276,9 +281,9 @@ class Writer:
     def _take(self, record: StepRecord) -> None:
         saved = raw = on_the_wire = 0
 
-        def put(key: str, data: bytearray | memoryview) -> None:
+        def put(key: str, data: bytes | bytearray) -> None:
             nonlocal on_the_wire
-            size = len(data)
+            size = len(data) * (1 + self._backend.copies)
             on_the_wire += size
             if on_the_wire > record.reserved:  # rows are padded to whole shards: no more than one beyond the room
                 self._await_stored()
@@ -360,7 +365,7 @@ class Writer:
         if not self._uploader.wait():
             raise StoreError("the store did not take an object; later steps cannot be committed")
 
-    def _put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+    def _put(self, key: str, data: bytes | bytearray) -> None:
         self._uploader.put(f"{self._base}/{key}", data)
 
     def _put_log(self) -> None:
