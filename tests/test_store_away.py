@@ -15,6 +15,7 @@ import pytest
 import smdbg
 from smdbg.errors import AccessRefused, StoreError
 from smdbg.hooks import base
+from smdbg.store import room as rooms
 from smdbg.store import upload, writer
 from smdbg.store.backend import Data, Listed, LocalBackend, Range
 
@@ -107,7 +108,7 @@ def test_memory_is_bounded_while_the_store_is_slow(away: Away, monkeypatch: pyte
 
 
 def test_policy_drop_counts_and_goes_on(away: Away, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ROOM_SECONDS", 0.5)
+    monkeypatch.setattr(rooms, "ROOM_SECONDS", 0.5)
     hook = smdbg.Hook(buffer_bytes=MIB)
     for step in range(3):
         save(hook, step)
@@ -142,7 +143,7 @@ def test_policy_drop_counts_and_goes_on(away: Away, monkeypatch: pytest.MonkeyPa
 
 def test_scalars_and_statistics_are_bounded_too(away: Away, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that hold no large array still take memory: they must not pile up while the store is away."""
-    monkeypatch.setattr(writer, "ROOM_SECONDS", 0.1)
+    monkeypatch.setattr(rooms, "ROOM_SECONDS", 0.1)
     hook = smdbg.Hook(buffer_bytes=MIB)
     save(hook, 0)
     assert hook.flush()

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smdbg import stats as statistics
 from smdbg.analysis.matrix import statistic_matrix, tensor_statistics
-from smdbg.errors import BadSelection, OnlyStatistics, StepNotSaved, StepNotYet, TensorNotFound, near
+from smdbg.analysis.tensor import Tensor, listing
+from smdbg.errors import BadSelection, TensorNotFound, near
 from smdbg.select import select
 from smdbg.store.backend import open_backend
-from smdbg.store.dtypes import zarr_dtype
-from smdbg.store.format import FLAG_DROPPED, LOG_COLUMNS, MODES, ZARR_ITEMSIZE, Entry, TensorInfo, product
+from smdbg.store.format import FLAG_DROPPED, LOG_COLUMNS, MODES, Entry, TensorInfo
 from smdbg.store.reader import Attempt, StoredRun
 
 Steps = NDArray[np.int64]
-Index = tuple[Any, ...]
+
+__all__ = ["Run", "StatsMatrix", "StepTable", "Tensor", "WorkerFacts", "list_runs", "open_run"]
 
 
 class StatsMatrix(NamedTuple):
@@ -269,7 +269,7 @@ class Run:
 
     def _rank(self, worker: int) -> int:
         if worker not in self.workers():
-            raise BadSelection(f"{self.url}: no worker {worker}: workers are {_listing(self.workers())}")
+            raise BadSelection(f"{self.url}: no worker {worker}: workers are {listing(self.workers())}")
         return worker
 
     # --- statistics ---
@@ -356,160 +356,6 @@ class Run:
         self._catalogue()
 
 
-class Tensor:
-    """A named series of values in a run."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        """Point at a tensor; use `Run.tensor`."""
-        self.run = run
-        self.name = name
-        self.info = run._info(name)
-
-    def __repr__(self) -> str:
-        """Say what tensor it is."""
-        return f"Tensor({self.name!r}, {self.collection}, {self.dtype}, shape {self.shape})"
-
-    @property
-    def collection(self) -> str:
-        """The collection it belongs to."""
-        return self.info.collection
-
-    @property
-    def role(self) -> str:
-        """Its role: weight, gradient, loss, ...; '' if unknown."""
-        return self.info.role
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of its first save, by NumPy's name (bfloat16 and float8 too)."""
-        return self.info.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of its first save; `shape_at` knows the others."""
-        return _shown_shape(self.info.dtype, self.info.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the full values that were kept, over all workers."""
-        item = ZARR_ITEMSIZE[zarr_dtype(self.dtype)]
-        elements = 0
-        for rank in self.workers():
-            for one, _, rows, _ in self.run._parts(("count",), self, None, rank):
-                entry = one.entries[self.name]
-                kept = rows[one.raw_at(self.collection, one.rows_of(self.collection)[rows])]
-                if entry.layout:
-                    elements += sum(product(shape) for _, shape in self.run._stored.shapes(one, entry, kept))
-                else:
-                    elements += kept.size * product(entry.info.shape)
-        return elements * item
-
-    def workers(self) -> list[int]:
-        """Return the ranks that saved it."""
-        return sorted({rank for rank, _ in self.run._entries[self.name]})
-
-    def steps(self, mode: str | None = None, worker: int | None = None) -> Steps:
-        """Return the steps where it is present (its statistics at least), ascending."""
-        ranks = self.workers() if worker is None else [self.run._rank(worker)]
-        parts = [self.run._series(("count",), self, mode, rank)[0] for rank in ranks]
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
-
-    def value_steps(self, mode: str | None = None, worker: int = 0) -> Steps:
-        """Return the steps where its full value was kept, ascending."""
-        return np.sort(np.array([step for step, _, _ in self._value_rows(mode, worker)], np.int64))
-
-    def _value_rows(
-        self, mode: str | None, worker: int, only: Sequence[int] | None = None
-    ) -> list[tuple[int, Attempt, int]]:
-        out = []
-        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker), only, kept=True):
-            out += [(int(s), one, int(r)) for s, r in zip(steps, rows, strict=True)]
-        return out
-
-    def shape_at(self, step: int, worker: int = 0) -> tuple[int, ...]:
-        """Return its shape at a step where it is present. Raises StepNotSaved."""
-        for one, _, here, _ in reversed(self.run._parts(("count",), self, None, self.run._rank(worker), [step])):
-            if here.size:
-                slot, shape = self.run._stored.shapes(one, one.entries[self.name], here[-1:])[0]
-                slots = one.entries[self.name].slots
-                return _shown_shape(slots[slot].dtype if slot < len(slots) else self.dtype, shape)
-        raise self._not_at(step, worker)
-
-    def value(self, step: int, worker: int = 0, index: Any = None) -> NDArray[Any]:
-        """Return its value at a step, or the part that `index` (NumPy basic indexing) selects.
-
-        Raises StepNotSaved, StepNotYet, OnlyStatistics, DamagedData; IndexError for an index out of range.
-        """
-        found = self.values([step], worker, index)
-        return found[0]
-
-    def values(
-        self, steps: Iterable[int] | None = None, worker: int = 0, index: Any = None
-    ) -> NDArray[Any] | list[NDArray[Any]]:
-        """Return its values at many steps in one bulk read, in the order of `steps`.
-
-        [steps, *shape]; a list of arrays where the shape changes between them. None: at every step whose value was
-        kept. Errors as of `value`.
-        """
-        asked = None if steps is None else [int(step) for step in steps]
-        places = {step: (one, row) for step, one, row in self._value_rows(None, worker, asked)}
-        wanted = sorted(places) if asked is None else asked
-        for step in wanted:
-            if step not in places:
-                raise self._not_at(step, worker)
-        part = index if index is None or isinstance(index, tuple) else (index,)
-        out: list[NDArray[Any]] = [np.empty(0)] * len(wanted)
-        for one in {id(places[s][0]): places[s][0] for s in wanted}.values():
-            mine = [i for i, s in enumerate(wanted) if places[s][0] is one]
-            rows = np.array([places[wanted[i]][1] for i in mine], np.int64)
-            order = np.argsort(rows, kind="stable")
-            got = self.run._stored.values(one, one.entries[self.name], rows[order], part)
-            for position, value in zip(order, got, strict=True):
-                out[mine[position]] = value
-        alike = len({(v.shape, v.dtype) for v in out}) == 1
-        return np.stack(out) if alike else out
-
-    def stat(self, name: str, mode: str | None = None, worker: int = 0) -> tuple[Steps, NDArray[np.float64]]:
-        """Return (steps, values) of one statistic, stored or derived, where the tensor is present.
-
-        Raises BadSelection for a statistic that does not exist, or that was not kept of this tensor.
-        """
-        kept = self.statistics()
-        if name not in kept and not set(statistics.required(name)) <= set(kept):
-            raise BadSelection(f"{self.run.url}: {name!r} of {self.name!r} was not kept; {', '.join(kept)} were")
-        steps, found = self.run._series((name,), self, mode, self.run._rank(worker))
-        return steps, found[name]
-
-    def stat_table(
-        self, names: Sequence[str], mode: str | None = None, worker: int = 0
-    ) -> tuple[Steps, dict[str, NDArray[np.float64]]]:
-        """Return (steps, statistic -> values) of several statistics at once."""
-        return self.run._series(tuple(names), self, mode, self.run._rank(worker))
-
-    def statistics(self) -> list[str]:
-        """Return the names of the statistics that were kept; of single numbers all, since the value is there."""
-        kept: dict[str, None] = {}
-        for one in self.run._attempts():
-            entry = one.entries.get(self.name)
-            for place in entry.stats if entry is not None else ():
-                names = one.specs[f"{self.collection}/{place.array}"].statistics
-                kept.update(dict.fromkeys(statistics.DEFAULT if "min" not in names else names))
-                kept.update(dict.fromkeys(names))
-        return list(kept)
-
-    def _not_at(self, step: int, worker: int) -> Exception:
-        steps = self.steps(worker=worker)
-        name = f"{self.run.url}: {self.name!r}"
-        if step in steps:
-            kept = self.value_steps(worker=worker)
-            where = f"full values are kept at {_listing(kept)}" if kept.size else "no full value was kept at any step"
-            return OnlyStatistics(f"{name} has only statistics at step {step}; {where}")
-        last = int(self.run.steps().max(initial=-1))
-        if step > last and self.run.status == "running":
-            return StepNotYet(f"{name}: step {step} is not written yet; the run is at step {last}")
-        return StepNotSaved(f"{name} was not saved at step {step}; it was at {_listing(steps)}")
-
-
 def _facts(one: Attempt) -> WorkerFacts:
     """Return what is known of an attempt. Drops are also counted from the log, which outlives a killed writer."""
     status = str(one.facts["status"])
@@ -535,18 +381,3 @@ def _mode_mask(log: NDArray[np.int64], mode: str | None) -> NDArray[np.bool_]:
         raise BadSelection(f"unknown mode {mode!r}: modes are {', '.join(MODES)}.{near(mode, MODES)}")
     found: NDArray[np.bool_] = log[:, 1] == MODES.index(mode)
     return found
-
-
-def _shown_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the value: text is stored with one axis more, of bytes."""
-    return shape[:-1] if dtype in ("str", "bytes") else shape
-
-
-def _listing(numbers: Iterable[int]) -> str:
-    """Return numbers in short: all of a few, of many the first, the last and how many."""
-    found = [int(n) for n in numbers]
-    if not found:
-        return "none"
-    if len(found) <= 8:
-        return ", ".join(map(str, found))
-    return f"{found[0]}, {found[1]}, ... {found[-1]} ({len(found)} of them)"

@@ -21,7 +21,11 @@ from smdbg.hooks.config import (
     ModeConfig,
     Plan,
     ReductionConfig,
+    check_choices,
     check_mode_config,
+    check_reduction,
+    natural,
+    own_configs,
     plan,
 )
 from smdbg.hooks.control import StopWatch
@@ -91,7 +95,7 @@ class Hook(Guard):
         self._writer: Writer | None = None
         self._endings: Endings | None = None
         self._stop: StopWatch | None = None
-        self._off = _disabled()
+        self._off = facts.disabled()
         self._mode = "global"
         self._mode_steps = dict.fromkeys(MODES, 0)
         self._now: OpenStep | None = None
@@ -103,17 +107,17 @@ class Hook(Guard):
         self._raw_left = raw_budget
         self._past: list[tuple[int, int, int]] = []
         check_mode_config(save_config)
-        _check_choices(workers=workers, on_error=on_error, when_full=when_full)
-        _check_reduction(reduction_config)
+        check_choices(workers=workers, on_error=on_error, when_full=when_full)
+        check_reduction(reduction_config)
         self._save_config, self._reduction = save_config, reduction_config
-        self._own = _own_configs(collections)
+        self._own = own_configs(collections)
         self._listed = None if collections is None else frozenset(self._own)
         self._plans: dict[str, Plan] = {}
         self._include: list[tuple[Callable[[str], bool], str]] = []
         self._read_patterns()
         found_rank, found_size = facts.rank_and_size()
-        self.rank = found_rank if rank is None else _natural("rank", rank)
-        self.world_size = max(found_size, self.rank + 1) if world_size is None else _natural("world_size", world_size)
+        self.rank = found_rank if rank is None else natural("rank", rank)
+        self.world_size = max(found_size, self.rank + 1) if world_size is None else natural("world_size", world_size)
         if self.rank >= self.world_size:
             raise ValueError(f"rank {self.rank} is not below world_size {self.world_size}")
         if workers == "one" and self.rank != 0:
@@ -128,7 +132,7 @@ class Hook(Guard):
             hyperparameters=facts.hyperparameters(hyperparameters),
             argv=facts.argv(),
             git_commit=facts.git_commit(),
-            seed=_seed(hyperparameters),
+            seed=facts.seed(hyperparameters),
             host=os.uname().nodename if host else "",
         )
         try:
@@ -214,7 +218,7 @@ class Hook(Guard):
         On a resumed run the mode steps are those that this worker had at that step before.
         """
         self._close_step()
-        self.step = _natural("step", step)
+        self.step = natural("step", step)
         if self._past:
             for number, mode in enumerate(MODES):
                 before = [ms for s, m, ms in self._past if m == number and s < self.step]
@@ -228,8 +232,8 @@ class Hook(Guard):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where the hook was when `state_dict` was called."""
         self._close_step()
-        self.step = _natural("step", state["step"])
-        self._mode_steps.update({str(k): _natural("mode step", v) for k, v in state["mode_steps"].items()})
+        self.step = natural("step", state["step"])
+        self._mode_steps.update({str(k): natural("mode step", v) for k, v in state["mode_steps"].items()})
 
     def flush(self, timeout: float = 60.0) -> bool:
         """Commit all closed steps; True once the store has them."""
@@ -464,46 +468,6 @@ class Hook(Guard):
             return False
         self._raw_left -= size
         return True
-
-
-def _disabled() -> bool:
-    return os.environ.get("SMDBG_DISABLE", "") not in ("", "0")
-
-
-def _check_choices(**given: str) -> None:
-    choices = {"workers": ("auto", "all", "one"), "on_error": ("raise", "off"), "when_full": ("drop", "block")}
-    for name, value in given.items():
-        if value not in choices[name]:
-            raise ValueError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
-
-
-def _check_reduction(config: object) -> None:
-    if config is not None and not isinstance(config, ReductionConfig):
-        raise TypeError(f"reduction_config must be a ReductionConfig, not {config!r}")
-
-
-def _own_configs(collections: Sequence[str | CollectionConfig] | None) -> dict[str, CollectionConfig]:
-    out: dict[str, CollectionConfig] = {}
-    for given in collections or ():
-        config = CollectionConfig(given) if isinstance(given, str) else given
-        if not isinstance(config, CollectionConfig):
-            raise TypeError(f"collections holds names and CollectionConfigs, not {given!r}")
-        if config.name in out:
-            raise ValueError(f"collection {config.name!r} is configured twice")
-        out[config.name] = config
-    return out
-
-
-def _natural(name: str, value: Any) -> int:
-    number = value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else -1
-    if number < 0:
-        raise ValueError(f"{name} must be a whole number from 0, not {value!r}")
-    return int(number)
-
-
-def _seed(given: Any) -> int | None:
-    found = given.get("seed") if isinstance(given, Mapping) else getattr(given, "seed", None)
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _past_steps(backend: Backend, rank: int) -> list[tuple[int, int, int]]:

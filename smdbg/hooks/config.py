@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from smdbg.errors import near
 from smdbg.store.format import MODES, valid_collection
@@ -213,3 +214,38 @@ def plan(name: str, own: CollectionConfig | None, save: ModeConfig | None, reduc
         kept is None and raw is DOUBLING,
         tuple(own.include) if own is not None else (),
     )
+
+
+def check_choices(**given: str) -> None:
+    """Raise ValueError if one of the hook's options is not among its choices."""
+    choices = {"workers": ("auto", "all", "one"), "on_error": ("raise", "off"), "when_full": ("drop", "block")}
+    for name, value in given.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
+
+
+def check_reduction(config: object) -> None:
+    """Raise TypeError if `config` is neither None nor a ReductionConfig."""
+    if config is not None and not isinstance(config, ReductionConfig):
+        raise TypeError(f"reduction_config must be a ReductionConfig, not {config!r}")
+
+
+def own_configs(collections: Sequence[str | CollectionConfig] | None) -> dict[str, CollectionConfig]:
+    """Return what the user configured, by name. Raises TypeError, ValueError."""
+    out: dict[str, CollectionConfig] = {}
+    for given in collections or ():
+        config = CollectionConfig(given) if isinstance(given, str) else given
+        if not isinstance(config, CollectionConfig):
+            raise TypeError(f"collections holds names and CollectionConfigs, not {given!r}")
+        if config.name in out:
+            raise ValueError(f"collection {config.name!r} is configured twice")
+        out[config.name] = config
+    return out
+
+
+def natural(name: str, value: Any) -> int:
+    """Return a whole number from 0. Raises ValueError."""
+    number = value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else -1
+    if number < 0:
+        raise ValueError(f"{name} must be a whole number from 0, not {value!r}")
+    return int(number)

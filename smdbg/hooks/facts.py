@@ -148,3 +148,14 @@ def rank_and_size() -> tuple[int, int]:
         if 0 <= found[0] < found[1]:
             return found
     return 0, 1
+
+
+def seed(given: Any) -> int | None:
+    """Return the hyperparameter `seed`, if it is a whole number."""
+    found = given.get("seed") if isinstance(given, Mapping) else getattr(given, "seed", None)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def disabled() -> bool:
+    """Tell whether SMDBG_DISABLE asks every hook to do nothing."""
+    return os.environ.get("SMDBG_DISABLE", "") not in ("", "0")
