@@ -126,3 +126,11 @@ def test_torch_tensors(tmp_path: Path) -> None:
             assert np.array_equal(back.astype(np.float64), plain.double().numpy())
         else:
             assert np.array_equal(back, plain.numpy())
+
+
+def test_bytes_are_counted_with_the_dtype_of_each_step(tmp_path: Path) -> None:
+    with smdbg.Hook(tmp_path / "run") as hook:
+        for value in (np.zeros(3, np.float32), np.zeros(3, np.float64), np.zeros(5, np.float32)):
+            hook.save_tensor("x", value)
+            hook.end_step()
+    assert smdbg.open_run(tmp_path / "run").tensor("x").nbytes == 12 + 24 + 20

@@ -56,17 +56,18 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the full values that were kept, over all workers."""
-        item = ZARR_ITEMSIZE[zarr_dtype(self.dtype)]
-        elements = 0
+        total = 0
         for rank in self.workers():
             for one, _, rows, _ in self.run._parts(("count",), self, None, rank):
                 entry = one.entries[self.name]
                 kept = rows[one.raw_at(self.collection, one.rows_of(self.collection)[rows])]
+                sizes = [ZARR_ITEMSIZE[zarr_dtype(slot.dtype)] for slot in entry.slots]
                 if entry.layout:
-                    elements += sum(product(shape) for _, shape in self.run._stored.shapes(one, entry, kept))
-                else:
-                    elements += kept.size * product(entry.info.shape)
-        return elements * item
+                    shapes = self.run._stored.shapes(one, entry, kept)
+                    total += sum(product(shape) * sizes[slot] for slot, shape in shapes)
+                elif sizes:
+                    total += kept.size * product(entry.info.shape) * sizes[0]
+        return total
 
     def workers(self) -> list[int]:
         """Return the ranks that saved it."""

@@ -41,7 +41,8 @@ def encode(value: object) -> tuple[Array, str, tuple[int, ...]]:
         dates = np.ascontiguousarray(array).reshape(-1).astype(array.dtype.newbyteorder("<"), copy=False)
         return dates.view("<i8"), array.dtype.str.lstrip("<>=|"), array.shape
     if name not in _NATIVE:
-        if array.dtype.type.__module__ != "ml_dtypes":  # their kind is V for most of them, f for some
+        # Those of ml_dtypes are of kind V for the most part, some of kind f.
+        if array.dtype.type.__module__ != "ml_dtypes" or not _known(name):
             raise TypeError(f"a value of dtype {array.dtype} cannot be kept: numbers, booleans and text can")
         return np.ascontiguousarray(array).reshape(-1).view(_UNSIGNED[array.dtype.itemsize]), name, array.shape
     flat = np.ascontiguousarray(array).reshape(-1)
@@ -69,6 +70,13 @@ def zarr_dtype(name: str) -> str:
     if name.startswith(("float8_", "float6_", "float4_")) or name in ("int4", "uint4", "int2", "uint2"):
         return "uint8"
     raise ValueError(f"unknown dtype {name!r}")
+
+
+def _known(name: str) -> bool:
+    try:
+        return bool(zarr_dtype(name))
+    except ValueError:
+        return False
 
 
 def decode(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
