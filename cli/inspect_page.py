@@ -66,11 +66,11 @@ def _course(request: Request, records: list[dict[str, Any]]) -> list[tuple[str, 
     title, values = _series(request, first)
     if len(values) < 2:
         return []
-    drawn = sparkline(values, max(10, min(60, console().width - 50)))
+    drawn = sparkline(values, max(10, min(60, console().width - 60)))
     finite = [value for value in values if np.isfinite(value)]
     text = f"{number(min(finite))} to {number(max(finite))}" if finite else "no finite value"
     odd = len(values) - len(finite)
-    text += f", {counted(odd, 'step')} not finite" if odd else ""
+    text += f", {odd} not finite" if odd else ""
     return [(title, f"{drawn.text}  {text}{', log scale' if drawn.logarithmic else ''}")]
 
 

@@ -134,3 +134,17 @@ def test_bytes_are_counted_with_the_dtype_of_each_step(tmp_path: Path) -> None:
             hook.save_tensor("x", value)
             hook.end_step()
     assert smdbg.open_run(tmp_path / "run").tensor("x").nbytes == 12 + 24 + 20
+
+
+def test_features_read_back(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 8, 3)).astype(np.float32)
+    with smdbg.Hook(tmp_path / "run", collections=["outputs"]) as hook:
+        for step in range(12):
+            hook.save_tensor("relu_output_0", values * step, "outputs", feature_axis=2)
+            hook.end_step()
+    steps, table = smdbg.open_run(tmp_path / "run").tensor("relu_output_0").features()
+    assert steps.tolist() == [0, 10] and table.shape == (2, 3, 5)
+    flat = (values * 10).reshape(-1, 3)
+    np.testing.assert_allclose(table[1, :, 0], (flat > 0).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(table[1, :, 1:3].T, [flat.mean(axis=0), flat.std(axis=0)], rtol=1e-5)
+    assert np.array_equal(table[1, :, 3:].T, [flat.min(axis=0), flat.max(axis=0)])

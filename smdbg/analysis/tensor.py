@@ -151,6 +151,24 @@ class Tensor:
         """Return (steps, statistic -> values) of several statistics at once."""
         return self.run._series(tuple(names), self, mode, self.run._rank(worker))
 
+    def features(self, mode: str | None = None, worker: int = 0) -> tuple[Steps, NDArray[np.float32]]:
+        """Return (steps, per-feature statistics [steps, features, 5]) where they were kept.
+
+        The five are those of `smdbg.stats.FEATURES`: active share, mean, std, min, max over all axes but the feature
+        axis. Where the number of features changed, only the steps that have the newest number.
+        """
+        parts: list[tuple[Steps, NDArray[np.float32]]] = []
+        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker)):
+            for place in one.entries[self.name].features[-1:]:
+                columns = np.arange(place.index, place.index + place.count)
+                table = self.run._stored.table(one, f"{self.collection}/{place.array}", rows, columns)
+                kept = ~np.isnan(table).all(axis=(1, 2))
+                parts.append((steps[kept], table[kept]))
+        parts = [part for part in parts if part[1].shape[1] == parts[-1][1].shape[1]]
+        if not parts:
+            return np.zeros(0, np.int64), np.zeros((0, 0, len(statistics.FEATURES)), np.float32)
+        return np.concatenate([s for s, _ in parts]), np.concatenate([t for _, t in parts])
+
     def statistics(self) -> list[str]:
         """Return the names of the statistics that were kept; of single numbers all, since the value is there."""
         kept: dict[str, None] = {}
