@@ -125,6 +125,12 @@ hook.save_scalar("x", 5)  # this step is still open
         ("raise ValueError('too\\nbad')", "failed: ValueError: too", 1),
         ("raise KeyboardInterrupt", "failed: KeyboardInterrupt", -signal.SIGINT),
         ("os.kill(os.getpid(), signal.SIGTERM); signal.pause()", "failed: SIGTERM", -signal.SIGTERM),
+        (
+            "hook.close()\nsignal.signal(signal.SIGTERM, lambda *a: sys.exit(3))\n"
+            "hook = smdbg.Hook(sys.argv[1], resume=True)\nos.kill(os.getpid(), signal.SIGTERM)",
+            "failed: SIGTERM",
+            3,
+        ),
         ("del hook; import gc; gc.collect()", "completed", 0),
         (
             "pid = os.fork()\nhook.save_scalar('y', 1); hook.end_step(); hook.flush()\n"
@@ -150,6 +156,7 @@ def test_endings(tmp_path: Path, end: str, status: str, code: int) -> None:
     assert time.monotonic() - start < 20
     run = smdbg.open_run(tmp_path / "run")
     assert run.status == status and run.tensor("x").values().tolist() == list(range(6))
-    assert run.tensors() == (["x", "y"] if "fork()" in end else ["x"]) and len(run.attempts()) == 1
+    assert run.tensors() == (["x", "y"] if "fork()" in end else ["x"])
+    assert len(run.attempts()) == (2 if "resume" in end else 1)
     if "y" in run.tensors():
         assert run.tensor("y").steps().tolist() == [5]

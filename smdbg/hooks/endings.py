@@ -60,7 +60,9 @@ class Endings:
         finish, old = self._finish, self._old_sigterm
         ours = os.getpid() == self._pid
         if callable(old):
-            # The training has a plan of its own for SIGTERM, which may be to go on: it decides, atexit closes.
+            # The training has a plan of its own for SIGTERM, which may be to go on. If the process then ends without
+            # closing the hook, this was why.
+            self._reason = self._reason or "SIGTERM"
             old(signum, frame)
             return
         if finish is not None and ours:
