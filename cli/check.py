@@ -116,7 +116,8 @@ def judge(report: Report, named: Sequence[str], fail_on: str, allow_incomplete: 
     if report.at_least(Severity(fail_on)):
         return Verdict(Exit.VIOLATIONS)
     if not report.judged:
-        return Verdict(Exit.ERROR, f"No verdict: no rule found anything to judge in {summary.run}.")
+        why = "; the hook switched itself off during the training, and its log says why" if summary.switched_off else ""
+        return Verdict(Exit.ERROR, f"No verdict: no rule found anything to judge in {summary.run}{why}.")
     if summary.switched_off:
         text = "the hook switched itself off during the training, so what came after was not saved"
         return Verdict(Exit.ERROR, f"No verdict: nothing was found, but {text}. Its log says why.")
@@ -144,12 +145,19 @@ def choose(named: Sequence[str], ignored: Sequence[str], pack: str | None, setti
     or a setting that is wrong, BadSelection where no rule is left.
     """
     from smdbg.analysis.pack import load_pack, with_overrides
+    from smdbg.analysis.rule import all_rules
 
     if pack is None and named:
         rules = _catalogue(named)
     else:
         rules = _of_pack(load_pack(pack or "default"), named)
+    for pattern in ignored:
+        plain = not set(pattern) & set("*?[")
+        if plain and pattern not in all_rules() and not any(_is(rule, pattern) for rule in rules):
+            raise RuleNotFound(f"--ignore: there is no rule {pattern!r}.{near(pattern, all_rules())}")
     kept = [rule for rule in rules if not any(_is(rule, pattern) for pattern in ignored)]
+    if not rules:
+        raise BadSelection("The pack has no rules, so there is nothing to check.")
     if not kept:
         raise BadSelection("No rule is left to run: --ignore leaves out everything that was selected.")
     return with_overrides(kept, settings)

@@ -76,7 +76,7 @@ def _page(report: Report) -> None:
     found = [finding.record() for finding in report.findings]
     longest = max((len(record["tensor"]) for record in found), default=0)
     roomy = console().width >= REST + longest + MESSAGE_WIDTH
-    table(found, _columns(found, roomy))
+    table(found, _columns(len(report.summary.workers), roomy))
     if found and not roomy:
         data("")
         for record in found:
@@ -115,18 +115,20 @@ def _odd(report: Report) -> list[dict[str, Any]]:
 
 
 def steps_text(record: Record) -> str:
-    """Return first and last step as a training log has them: `train 300 (step 312) – step 500`."""
+    """Return first and last step as a training log has them: `train 300 (step 312 – 500)`."""
     first = f"step {record['first_step']}"
     if record["mode"] != "global":
         same = record["first_mode_step"] == record["first_step"]
         first = f"{record['mode']} {record['first_mode_step']}" + ("" if same else f" ({first})")
     if record["last_step"] == record["first_step"]:
         return first
+    if first.endswith(")"):  # both ends in the same count
+        return f"{first[:-1]} – {record['last_step']})"
     return f"{first} – {record['last_step']}"
 
 
-def _columns(found: Sequence[Record], roomy: bool) -> list[Column]:
-    """Return the columns of the findings; the worker only where there are several."""
+def _columns(workers: int, roomy: bool) -> list[Column]:
+    """Return the columns of the findings; the worker only in a run of several."""
     columns = [
         Column("severity", lambda r: r["severity"], style=lambda r: STYLES.get(r["severity"], "")),
         Column("rule", lambda r: r["rule"]),
@@ -135,7 +137,7 @@ def _columns(found: Sequence[Record], roomy: bool) -> list[Column]:
         Column("violated", lambda r: f"{r['violations']:,} of {r['judged']:,}", justify="right", drop=1),
         Column("worst", lambda r: _worst(r["statistic"], r["worst"]), justify="right", drop=2),
     ]
-    if len({record["worker"] for record in found}) > 1:
+    if workers > 1:
         columns.insert(3, Column("worker", lambda r: str(r["worker"]), justify="right"))
     if roomy:
         columns.append(Column("message", lambda r: r["message"], fold=True))

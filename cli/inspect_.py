@@ -54,8 +54,9 @@ def command(
       smdbg inspect fc1.weight --out fc1.npy
 
     NAME is a name, or a pattern that matches one tensor. A table shows about twenty steps; --steps : shows all. tsv and
-    jsonl give one record a step and worker: step, mode, mode_step, worker, and then the statistics that were kept, or
-    `value` with --values or --index, or the reductions by name.
+    jsonl give one record a step and worker: step, mode, mode_step, worker, attempt, and then the statistics that were
+    kept, or `value` with --values or --index, or the reductions by name. With --attempt all a step that was repeated
+    has a record of each attempt.
     """
     from smdbg.cli import inspect_page, series, values_file
 
@@ -69,7 +70,17 @@ def command(
     run = open_target(session, attempt)
     tensor = run.tensor(_named(run, name))
     request = series.Request(
-        run, tensor, _workers(run, tensor, worker), mode, wanted_steps, wanted_index, tuple(names), axis, values
+        run,
+        tensor,
+        _workers(run, tensor, worker),
+        mode,
+        wanted_steps,
+        wanted_index,
+        tuple(names),
+        axis,
+        values,
+        bins=form is not Format.TABLE,
+        attempts=_attempts(run, tensor.name) if attempt == "all" else {},
     )
     if out:
         talk(values_file.write(out, request), session.quiet)
@@ -94,6 +105,17 @@ def _named(run: Run, name: str) -> str:
         raise TensorNotFound(f"There is no tensor '{name}' in {run.url}.{near(name, names)} `smdbg ls` lists them.")
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     raise BadSelection(f"'{name}' matches {len(found)} tensors of {run.url}: {shown}. Name one of them.")
+
+
+def _attempts(run: Run, name: str) -> dict[int, Tensor]:
+    """Return the tensor as each attempt alone saved it; nothing where no worker was ever resumed."""
+    from smdbg.analysis.run import open_run
+
+    numbers = sorted({facts.attempt for facts in run.attempts()})
+    if len(numbers) < 2:
+        return {}
+    runs = {number: open_run(run.url, storage_options=run.storage_options, attempt=number) for number in numbers}
+    return {number: alone.tensor(name) for number, alone in runs.items() if name in alone.tensors()}
 
 
 def _workers(run: Run, tensor: Tensor, worker: int | None) -> list[int]:

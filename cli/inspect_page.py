@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from smdbg.cli.output import Column, Record, console, counted, data, facts, line, number, printable, shape, table
-from smdbg.cli.series import COUNTS, SMALL, Found, Request, Steps
+from smdbg.cli.series import SMALL, WHOLE, Found, Request, Steps
 from smdbg.cli.sparkline import sparkline
+from smdbg.stats import HASH
 
 ROWS = 20  # steps shown unless --steps asks for more
-STEP_FIELDS = ("step", "mode", "mode_step", "worker")
+STEP_FIELDS = ("step", "mode", "mode_step", "worker", "attempt")
 
 
 def show(request: Request, found: Found) -> None:
@@ -61,9 +62,9 @@ def _span(steps: Sequence[int] | Steps) -> str:
 
 
 def _course(request: Request, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return the series of the first worker as a line of blocks with its ends."""
-    first = [record for record in records if record["worker"] == records[0]["worker"]]
-    title, values = _series(request, first)
+    """Return the series of the first worker as a line of blocks with its ends; of a repeated step the last attempt."""
+    first = {record["step"]: record for record in records if record["worker"] == records[0]["worker"]}
+    title, values = _series(request, list(first.values()))
     if len(values) < 2:
         return []
     drawn = sparkline(values, max(10, min(60, console().width - 60)))
@@ -111,17 +112,24 @@ def _columns(records: list[dict[str, Any]]) -> list[Column]:
         columns.append(Column(title, lambda r: r["mode"] if plain else f"{r['mode']} {r['mode_step']}", drop=50))
     if len({record["worker"] for record in records}) > 1:
         columns.append(Column("worker", lambda r: str(r["worker"]), justify="right"))
+    if len({record["attempt"] for record in records}) > 1:
+        columns.append(Column("attempt", lambda r: str(r["attempt"]), justify="right"))
     names = [name for name in records[0] if name not in STEP_FIELDS]
     scalar = "value" in names and len(names) > 1
     if scalar:
-        names = ["value"]
+        names = ["value", *(name for name in names if name == "last")]
         if any(record["value"] is None for record in records):
             names.append("mean")
+    if set(HASH) <= set(names):
+        names = [name for name in names if name not in HASH] + ["hash"]
     return columns + [_number_column(name, rank) for rank, name in enumerate(names)]
 
 
 # The statistics that a narrow terminal shows last come first.
-LEAST = ("count", "abs_mean", "l1", "zeros", "std", "neginf", "posinf", "min", "max", "mean", "nan", "l2", "abs_max")
+LEAST = (
+    *("q01", "q99", "q05", "q95", "q25", "q75", "q50", "hash"),
+    *("count", "abs_mean", "l1", "zeros", "std", "neginf", "posinf", "min", "max", "mean", "nan", "l2", "abs_max"),
+)
 
 
 def _number_column(name: str, rank: int) -> Column:
@@ -130,18 +138,24 @@ def _number_column(name: str, rank: int) -> Column:
     trouble = name in ("nan", "posinf", "neginf")
     return Column(
         name.replace("_", " "),
-        lambda r: _cell(r.get(name), name),
+        _hash if name == "hash" else lambda r: _cell(r.get(name), name),
         justify="right",
         drop=drop,
-        style=(lambda r: "red" if r.get(name) else "") if trouble else None,
+        style=(lambda r: "red" if np.any(np.asarray(r.get(name), float) > 0) else "") if trouble else None,
     )
+
+
+def _hash(record: Record) -> str:
+    """Return the two halves of a hash as one number, in 16 hexadecimal digits."""
+    high, low = (record[name] for name in HASH)
+    return "-" if high is None or low is None else f"{high:08x}{low:08x}"
 
 
 def _cell(value: Any, name: str) -> str:
     """Return one number, text or small list for people."""
     if value is None:
         return "-"
-    if name in COUNTS:
+    if name in WHOLE and not _is_array(value):
         return number(int(value))
     if _is_array(value):
         array = np.asarray(value)
@@ -157,9 +171,12 @@ def _cell(value: Any, name: str) -> str:
 def _blocks(records: list[dict[str, Any]], gap: int) -> None:
     """Print whole values, one block a step."""
     several = len({record["worker"] for record in records}) > 1
+    repeated = len({record["attempt"] for record in records}) > 1
     for row, record in enumerate(records):
         mode = "" if record["mode"] == "global" else f" ({record['mode']} {record['mode_step']})"
-        line(f"step {record['step']}{mode}" + (f" worker {record['worker']}" if several else ""), "bold")
+        whose = f" worker {record['worker']}" if several else ""
+        whose += f" attempt {record['attempt']}" if repeated else ""
+        line(f"step {record['step']}{mode}{whose}", "bold")
         value = np.asarray(record["value"])
         value = value.astype(np.float32) if value.dtype.kind == "V" else value
         width = min(console().width, 120)

@@ -48,9 +48,12 @@ def command(
     run = open_target(session, attempt)
     chosen = words(collections)
     _known(run, chosen)
-    names = select(run.tensors(mode=mode), patterns, exclude)
-    records = [describe(run, name, mode) for name in names]
-    records = [record for record in records if not chosen or record["collection"] in chosen]
+    names = select(run.tensors(), patterns, exclude)
+    if chosen:
+        held = {name for collection in chosen for name in run.tensors(collection=collection)}
+        names = [name for name in names if name in held]
+    records = [describe(run, name, mode) for name in names]  # this reads the store: only for what may be listed
+    records = [record for record in records if mode is None or record["steps"]]
     listing(records, _columns(records), form)
     if not records:
         talk(f"No tensor{' matches' if patterns or chosen or exclude or mode else ''} in {run.url}.", session.quiet)

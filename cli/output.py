@@ -125,6 +125,8 @@ def dump(record: Record) -> str:
 
 def field(value: Any) -> str:
     r"""Return one tsv value, exact; in texts a backslash, a tab and a line end become \\, \t and \n."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # of NumPy's numbers, Python's
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""The records that `smdbg inspect` prints: one a step and worker."""
+"""The records that `smdbg inspect` prints: one a step, worker and attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,17 +11,31 @@ import numpy as np
 from smdbg.analysis.run import Run, Tensor
 from smdbg.errors import BadSelection, OnlyStatistics
 from smdbg.select import Index, StepList, StepRange, check_index, saved_range
-from smdbg.stats import DEFAULT, STATISTICS, VALUES, reduce, required
+from smdbg.stats import DEFAULT, HASH, HISTOGRAM, STATISTICS, VALUES, exponent_histogram_names, reduce, required
 
 Steps = np.ndarray[Any, np.dtype[np.int64]]
 BATCH = 64 << 20  # bytes of values that are read at once
 SMALL = 6  # elements of a value that fits on one line
-COUNTS = ("count", "nan", "posinf", "neginf", "zeros")  # whole numbers, printed as such
+BINS = frozenset((*HISTOGRAM, *exponent_histogram_names()))
+WHOLE = frozenset((*HASH, *(name for name, row in STATISTICS.items() if row.unit == "elements")))  # printed as such
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one worker saved of a tensor: of one attempt alone, or (None) what is shown of all of them together."""
+
+    tensor: Tensor
+    worker: int
+    attempt: int | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to show of one tensor; None and empty mean all of it. `reduce` holds names of statistics."""
+    """What to show of one tensor; None and empty mean all of it. `reduce` holds names of statistics.
+
+    `attempts` holds the tensor as each attempt alone saved it, where repeated steps are all to be shown. Without
+    `bins` the counts of histograms are left out.
+    """
 
     run: Run
     tensor: Tensor
@@ -32,11 +46,20 @@ class Request:
     reduce: tuple[str, ...] = ()
     axis: int | None = None
     values: bool = False
+    bins: bool = True
+    attempts: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def sources(self) -> list[Source]:
+        """Return what the records come from. No two sources mix: a step has one record of each."""
+        if not self.attempts:
+            return [Source(self.tensor, worker) for worker in self.workers]
+        parts = [(worker, number, tensor) for worker in self.workers for number, tensor in self.attempts.items()]
+        return [Source(tensor, worker, number) for worker, number, tensor in parts if worker in tensor.workers()]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The records, in the order of step and worker, what the user should know of them, and how many were not read."""
+    """The records in order (step, worker, attempt), what to tell the user of them, and how many were not read."""
 
     records: list[dict[str, Any]]
     remarks: list[str] = field(default_factory=list)
@@ -50,16 +73,19 @@ def read(request: Request, shown: int = 0) -> Found:
     nothing is selected, and OnlyStatistics where values are wanted and none were kept.
     """
     if request.reduce and request.index is None and request.axis is None and _in_statistics(request):
-        return Found(_in_order(record for worker in request.workers for record in _reduced_statistics(request, worker)))
+        return Found(
+            _in_order(record for source in request.sources() for record in _reduced_statistics(request, source))
+        )
     if request.reduce or request.values or request.index is not None or request.tensor.dtype == "str":
         return _read_values(request, shown)
-    return Found(_in_order(record for worker in request.workers for record in _statistics(request, worker)))
+    return Found(_in_order(record for source in request.sources() for record in _statistics(request, source)))
 
 
 def _read_values(request: Request, shown: int) -> Found:
     """Return the records of values, or of what they are reduced to."""
-    keys = sorted((int(step), worker) for worker in request.workers for step in value_steps(request, worker))
-    wanted = sum(len(_present(request, worker)) for worker in request.workers)
+    sources = request.sources()
+    keys = sorted((int(step), number) for number, source in enumerate(sources) for step in value_steps(request, source))
+    wanted = sum(len(_present(request, source)) for source in sources)
     if not keys:
         raise only_statistics(request)
     remarks = []
@@ -70,14 +96,14 @@ def _read_values(request: Request, shown: int) -> Found:
         left_out = len(keys) - shown
         keys = keys[: shown // 2] + keys[-(shown - shown // 2) :]
     records = []
-    for worker in request.workers:
-        records += _values(request, worker, np.array([step for step, rank in keys if rank == worker], np.int64))
+    for number, source in enumerate(sources):
+        records += _values(request, source, np.array([step for step, of in keys if of == number], np.int64))
     return Found(_in_order(records), remarks, left_out)
 
 
 def _in_order(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records in the order of step and worker."""
-    return sorted(records, key=lambda record: (record["step"], record["worker"]))
+    """Return the records in the order of step, worker and attempt."""
+    return sorted(records, key=lambda record: (record["step"], record["worker"], record["attempt"]))
 
 
 def _elements(request: Request) -> int:
@@ -96,21 +122,41 @@ def _in_statistics(request: Request) -> bool:
     return len(known) == len(request.reduce) and all(kept.issuperset(required(name)) for name in known)
 
 
-def value_steps(request: Request, worker: int) -> Steps:
-    """Return the selected steps (int64 [n]) at which the worker kept full values."""
-    kept = request.tensor.value_steps(mode=request.mode, worker=worker)
+def value_steps(request: Request, source: Source) -> Steps:
+    """Return the selected steps (int64 [n]) at which the source kept full values."""
+    kept = source.tensor.value_steps(mode=request.mode, worker=source.worker)
     return np.intersect1d(_selected(request), kept)
 
 
-def arrays(request: Request, worker: int, steps: Steps) -> Iterator[Any]:
+def arrays(request: Request, source: Source, steps: Steps) -> Iterator[Any]:
     """Yield the value of each step, after --index, reading about 64 MiB at a time."""
-    tensor = request.tensor
-    if request.index is not None:
-        for step in steps:
-            check_index(request.index, tensor.shape_at(int(step), worker), tensor.name)
     at_once = max(1, BATCH // max(1, 8 * _elements(request)))
     for start in range(0, len(steps), at_once):
-        yield from tensor.values(steps[start : start + at_once], worker=worker, index=request.index)
+        yield from _batch(request, source, steps[start : start + at_once])
+
+
+def _batch(request: Request, source: Source, steps: Steps) -> Iterable[Any]:
+    """Return the values of the steps, after --index; raises BadSelection where it takes nothing from one of them.
+
+    A shape is looked up only where the index failed or left nothing: to look up each would take longer than to read.
+    """
+    tensor, index = source.tensor, request.index
+    try:
+        values = tensor.values(steps, worker=source.worker, index=index)
+    except IndexError:
+        _check(request, source, steps.tolist())
+        raise
+    empty = [step for step, value in zip(steps.tolist(), values, strict=True) if not np.size(value)]
+    _check(request, source, empty)
+    return values
+
+
+def _check(request: Request, source: Source, steps: Sequence[int]) -> None:
+    """Raise BadSelection unless --index takes something from the tensor at each step that is not empty there."""
+    if request.index is None:
+        return
+    for step in steps:
+        check_index(request.index, source.tensor.shape_at(step, source.worker), source.tensor.name)
 
 
 def _selected(request: Request) -> Steps:
@@ -125,47 +171,62 @@ def _selected(request: Request) -> Steps:
     return saved if request.steps is None else request.steps.apply(saved)
 
 
-def _present(request: Request, worker: int) -> Steps:
-    """Return the selected steps at which the worker saved the tensor."""
-    return np.intersect1d(_selected(request), request.tensor.steps(mode=request.mode, worker=worker))
+def _present(request: Request, source: Source) -> Steps:
+    """Return the selected steps at which the source saved the tensor."""
+    return np.intersect1d(_selected(request), source.tensor.steps(mode=request.mode, worker=source.worker))
 
 
-def _begun(request: Request, worker: int, steps: Steps) -> list[dict[str, Any]]:
+def _rows(known: Steps, steps: Steps) -> Steps:
+    """Return where the steps are in the known ones (ascending); of a step that an attempt repeated, the last time."""
+    return np.searchsorted(known, steps, side="right") - 1
+
+
+def _begun(source: Source, steps: Steps) -> list[dict[str, Any]]:
     """Return the records of the steps with what tells the step."""
-    table = request.run.step_table(worker)
-    rows = np.searchsorted(table.step, steps)
+    table = source.tensor.run.step_table(source.worker)
     return [
-        {"step": int(step), "mode": str(table.mode[row]), "mode_step": int(table.mode_step[row]), "worker": worker}
-        for step, row in zip(steps, rows, strict=True)
+        {
+            "step": int(table.step[row]),
+            "mode": str(table.mode[row]),
+            "mode_step": int(table.mode_step[row]),
+            "worker": source.worker,
+            "attempt": int(table.attempt[row]),
+        }
+        for row in _rows(table.step, steps)
     ]
 
 
-def _statistics(request: Request, worker: int) -> list[dict[str, Any]]:
+def _statistics(request: Request, source: Source) -> list[dict[str, Any]]:
     """Return the kept statistics of every selected step; scalars have their value before them."""
-    tensor, steps = request.tensor, _present(request, worker)
-    records = _begun(request, worker, steps)
-    if not tensor.shape:
+    tensor, worker, steps = source.tensor, source.worker, _present(request, source)
+    records = _begun(source, steps)
+    if not request.tensor.shape:
         kept = np.intersect1d(steps, tensor.value_steps(mode=request.mode, worker=worker))
         values = dict(zip(kept.tolist(), tensor.values(kept, worker=worker), strict=True)) if len(kept) else {}
         for record in records:
             value = values.get(record["step"])
             record["value"] = value if value is None or np.ndim(value) == 0 else None
-    _add_statistics(request, worker, records, [name for name in DEFAULT if name in tensor.statistics()])
+    _add_statistics(request, source, records, _kept(request))
     return records
 
 
-def _reduced_statistics(request: Request, worker: int) -> list[dict[str, Any]]:
+def _kept(request: Request) -> list[str]:
+    """Return the names of the statistics to show, the same for all records: first those that most tensors have."""
+    kept = [name for name in request.tensor.statistics() if request.bins or name not in BINS]
+    return [name for name in DEFAULT if name in kept] + [name for name in kept if name not in DEFAULT]
+
+
+def _reduced_statistics(request: Request, source: Source) -> list[dict[str, Any]]:
     """Return the reductions that the statistics already hold, at every selected step."""
-    steps = _present(request, worker)
-    records = _begun(request, worker, steps)
-    _add_statistics(request, worker, records, request.reduce)
+    records = _begun(source, _present(request, source))
+    _add_statistics(request, source, records, request.reduce)
     return records
 
 
-def _values(request: Request, worker: int, steps: Steps) -> list[dict[str, Any]]:
+def _values(request: Request, source: Source, steps: Steps) -> list[dict[str, Any]]:
     """Return the values of the steps, or their reductions."""
-    records = _begun(request, worker, steps)
-    for record, value in zip(records, arrays(request, worker, steps), strict=True):
+    records = _begun(source, steps)
+    for record, value in zip(records, arrays(request, source, steps), strict=True):
         if not request.reduce:
             record["value"] = value
         for name in request.reduce:
@@ -182,26 +243,26 @@ def reduced(request: Request, value: Any, name: str) -> Any:
     return reduce(np.asarray(value), name, axis=request.axis)
 
 
-def _add_statistics(request: Request, worker: int, records: list[dict[str, Any]], names: Sequence[str]) -> None:
-    """Put the statistics into the records of the worker's steps; NaN where a tensor has no finite element."""
-    known, found = request.tensor.stat_table(names, mode=request.mode, worker=worker)
-    rows = np.searchsorted(known, [record["step"] for record in records])
+def _add_statistics(request: Request, source: Source, records: list[dict[str, Any]], names: Sequence[str]) -> None:
+    """Put the statistics into the records of the source's steps; NaN where a tensor has no finite element."""
+    known, found = source.tensor.stat_table(names, mode=request.mode, worker=source.worker)
+    rows = _rows(known, np.array([record["step"] for record in records], np.int64))
     for name in names:
         for record, value in zip(records, found[name][rows].tolist(), strict=True):
             record[name] = _number(name, value)
 
 
 def _number(name: str, value: float) -> float | int | None:
-    """Return a statistic as a plain number; counts are whole."""
-    if name in COUNTS:
+    """Return a statistic as a plain number; counts and hashes are whole."""
+    if name in WHOLE:
         return None if np.isnan(value) else int(value)
     return value
 
 
 def only_statistics(request: Request) -> OnlyStatistics:
     """Return the error for values that were not kept, which names the steps where they were."""
-    tensor, worker = request.tensor, request.workers[0]
-    kept = tensor.value_steps(mode=request.mode, worker=worker)
+    tensor = request.tensor
+    kept = np.unique(np.concatenate([tensor.value_steps(mode=request.mode, worker=w) for w in request.workers]))
     shown = ", ".join(map(str, kept[:8])) + (f", … ({len(kept)} steps in all)" if len(kept) > 8 else "")
     steps = "steps" if len(kept) > 1 else "step"
     where = f"values were kept at {steps} {shown}" if len(kept) else "no values of it were kept in this run"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smdbg.cli.output import talk
 from smdbg.cli.root import Session
-from smdbg.errors import BadConfig, RunNotFound
+from smdbg.errors import BadConfig, BadSelection, RunNotFound
 
 if TYPE_CHECKING:
     from smdbg.analysis.run import Run
@@ -17,12 +17,22 @@ HOW_TO_NAME = "Name one with --run URL, with the variable SMDBG_RUN or with `run
 
 
 def open_target(session: Session, attempt: str | int = "latest") -> Run:
-    """Open the run that the options, the environment or the folder name; raises the errors of open_run."""
+    """Open the run that the options, the environment or the folder name.
+
+    Raises the errors of open_run, and BadSelection for an attempt that no worker has.
+    """
     from smdbg.analysis.run import open_run
     from smdbg.config import load_config
 
     config = load_config()
-    return open_run(target(session), storage_options=config.storage_options, attempt=attempt)
+    run = open_run(target(session), storage_options=config.storage_options, attempt=attempt)
+    known = sorted({facts.attempt for facts in run.attempts()})
+    if isinstance(attempt, int) and attempt not in known:
+        there = ", ".join(map(str, known)) or "none"
+        raise BadSelection(
+            f"No worker of {run.url} has an attempt {attempt}; there are: {there}. Name one with --attempt."
+        )
+    return run
 
 
 def target(session: Session) -> str:

@@ -18,29 +18,33 @@ Array = np.ndarray[Any, Any]
 
 
 def write(path: str, request: series.Request) -> str:
-    """Write the values [steps, *shape] of one worker, after --index and --reduce, and return what was done.
+    """Write the values [steps, *shape] of one worker and attempt, after --index and --reduce, and return what was done.
 
     The file appears whole or not at all. Types that NumPy does not know by itself are written as float32, which holds
-    them exactly. Raises BadSelection for several workers or shapes, StoreError where the file cannot be written.
+    them exactly. Raises BadSelection for several of them or of shapes, StoreError where the file cannot be written.
     """
     if len(request.workers) > 1:
         ranks = ", ".join(map(str, request.workers))
         raise BadSelection(f"'{request.tensor.name}' was saved by the workers {ranks}: choose one with --worker.")
-    steps = series.value_steps(request, request.workers[0])
-    if not len(steps):
+    filled = [(source, found) for source in request.sources() if len(found := series.value_steps(request, source))]
+    if not filled:
         raise series.only_statistics(request)
+    if len(filled) > 1:
+        numbers = ", ".join(str(source.attempt) for source, _ in filled)
+        raise BadSelection(f"'{request.tensor.name}' was saved by the attempts {numbers}: choose one with --attempt.")
+    ((source, steps),) = filled
     with _placed(path) as file:
-        first = _write(file, request, steps)
+        first = _write(file, request, source, steps)
     span = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
     return f"Wrote {path}: {counted(len(steps), 'step')} ({span}), {_form(first)} each."
 
 
-def _write(file: IO[bytes], request: series.Request, steps: series.Steps) -> Array:
+def _write(file: IO[bytes], request: series.Request, source: series.Source, steps: series.Steps) -> Array:
     """Write the header and then the value of each step, and return the first one.
 
     Texts, whose longest sets the width of all, are held in memory; of numbers only as much as is read at once.
     """
-    values = (_native(request, value) for value in series.arrays(request, request.workers[0], steps))
+    values = (_native(request, value) for value in series.arrays(request, source, steps))
     first = next(values)
     if first.dtype.kind in "OUS":
         texts = np.array([first, *values], dtype=str)
@@ -76,6 +80,9 @@ def _native(request: series.Request, value: Any) -> Array:
 def _placed(path: str) -> Iterator[IO[bytes]]:
     """Give a temporary file next to the path and move it there in the end; after an error nothing is left."""
     temporary = ""
+    path = os.path.realpath(path)  # what a link points to, not the link
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StoreError(f"{path} is not a regular file, and stays as it is. Give another path with --out.")
     try:
         with tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)), delete=False) as file:
             temporary = file.name

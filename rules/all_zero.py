@@ -55,8 +55,8 @@ class AllZero(Rule):
 
     def applicable(self) -> str | None:
         """Ask for tensors to judge."""
-        if not self.include and not self.collections:
-            return "it judges only the tensors or collections it is given: set include or collections"
+        if not self.include and not self.collections and not self.roles:
+            return "it judges only what it is given: set include, collections or roles"
         return "repeats is larger than within, so it could never fire" if self.repeats > self.within else None
 
     def kinds(self) -> tuple[Kind, ...]:

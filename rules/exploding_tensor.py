@@ -72,7 +72,9 @@ class ExplodingTensor(Rule):
         bad = {word: int(facts.first[name]) for name, word in _WORDS.items() if facts.first[name] > 0}
         first, *rest = [f"{word} in {count}" for word, count in bad.items()]
         also = f" ({', '.join(rest)})" if rest else ""
-        text = f"{first} of {facts.first['count']:.0f} elements{also} of {facts.tensor} at step {facts.step}"
+        # Of a number that was recorded several times in a step, `count` says how often.
+        total = 1 if facts.info.shape == () else int(facts.first["count"])
+        text = f"{first} of {total} elements{also} of {facts.tensor} at step {facts.step}"
         if facts.previous_step is None:
             return f"{text}, the first saved step."
         scale = facts.previous["abs_max"]

@@ -78,8 +78,8 @@ class LossNotDecreasing(Rule):
 
     def applicable(self) -> str | None:
         """Ask for tensors when the collection is not to be used."""
-        named = self.use_losses_collection or self.include or self.collections
-        return None if named else "use_losses_collection is off and neither include nor collections is set"
+        named = self.use_losses_collection or self.include or self.collections or self.roles
+        return None if named else "use_losses_collection is off and none of include, collections and roles is set"
 
     def picks(self, info: TensorInfo) -> bool:
         """Pick losses by role or collection."""
@@ -100,7 +100,9 @@ class LossNotDecreasing(Rule):
     def evaluate(self, block: Block, state: State) -> tuple[Judgement, State]:
         """Go through the points of each loss; the state is per loss, so that blocks can be cut anywhere."""
         value = block.stat("mean")
-        usable = block.present & (block.stat("count") == 1) & np.isfinite(value)
+        # Of a loss recorded several times in a step, `count` says how often; it is one number all the same.
+        single = (block.stat("count") == 1) | np.array([info.shape == () for info in block.infos], bool)
+        usable = block.present & single & np.isfinite(value)
         answer = _Answer(block.steps, value.shape)
         later: State = {}
         for column, name in enumerate(block.names):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smdbg import hooks as hooks
     from smdbg.analysis.rule import Finding, Outcome, Rule, Severity
     from smdbg.analysis.run import Run, Tensor, open_run
     from smdbg.hooks.base import Hook
@@ -45,14 +46,18 @@ _HOMES = {
     "open_run": "smdbg.analysis.run",
 }
 
+_PARTS = ("hooks",)  # packages that need no import of their own: smdbg.hooks.torch.Hook
+
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home at its first use."""
+    """Import a public name from its home, or a part of the package, at its first use."""
     home = _HOMES.get(name)
-    if home is None:
+    if home is None and name not in _PARTS:
         raise AttributeError(f"module 'smdbg' has no attribute {name!r}")
     import importlib
 
+    if home is None:
+        return importlib.import_module(f"smdbg.{name}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
@@ -60,4 +65,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Return the names of the module, with the public ones that are not imported yet."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PARTS})

@@ -81,4 +81,5 @@ class MissingExtra(SmdbgError, ImportError):
 def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ' Did you mean ...?' with the names most like `name`, or '' when none is."""
     found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
-    return f" Did you mean {', '.join(found)}?" if found else ""
+    shown = [name if name.isprintable() else repr(name) for name in found]
+    return f" Did you mean {', '.join(shown)}?" if shown else ""

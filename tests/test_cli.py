@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smdbg import CollectionConfig, Hook, ReductionConfig, SaveConfig
+from smdbg import CollectionConfig, Hook, ReductionConfig, SaveConfig, open_run
 from smdbg.cli import output, run
 from smdbg.cli.exits import Exit
 from smdbg.cli.root import COMMANDS, Entry, root
@@ -618,7 +618,7 @@ def test_inspect_gives_values_bit_for_bit(written: str, capsys: pytest.CaptureFi
     assert [record["mode_step"] for record in records] == [0, 2, 4, 6, 8]
     for record in records:
         assert np.array_equal(np.array(record["value"], np.float32), weight(record["mode_step"]))
-        assert set(record) == {"version", "step", "mode", "mode_step", "worker", "value"}
+        assert set(record) == {"version", "step", "mode", "mode_step", "worker", "attempt", "value"}
 
 
 def test_inspect_slices_and_reduces(written: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -866,3 +866,15 @@ def test_sparkline_keeps_what_came_before_the_first_nan_apart() -> None:
     text = sparkline(values, 60).text
     assert len(text) == 60
     assert text[0] != "×" and set(text[1:]) == {"×"}
+
+
+def test_out_leaves_what_is_no_regular_file_alone(tmp_path: Path) -> None:
+    make_run("run", 1)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "target.npy").write_bytes(b"old")
+    (tmp_path / "link.npy").symlink_to(tmp_path / "target.npy")
+    name = [n for n in open_run("run").tensors() if len(open_run("run").tensor(n).value_steps())][0]
+    assert run(["--run", "run", "inspect", name, "--out", "pipe"]) == 2
+    assert (tmp_path / "pipe").is_fifo()
+    assert run(["--run", "run", "inspect", name, "--out", "link.npy"]) == 0
+    assert (tmp_path / "link.npy").is_symlink() and (tmp_path / "target.npy").read_bytes()[:6] == b"\x93NUMPY"

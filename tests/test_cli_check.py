@@ -147,6 +147,7 @@ AS_WARNING = ["--set", "exploding_tensor.severity=warning"]
         ("clean", ["--rules", "exploding_tensr"], 2),
         ("clean", ["--rules", "nothing_like*"], 2),
         ("clean", [*NAN, "--ignore", "exploding_tensor"], 2),
+        ("clean", ["--ignore", "no_such_rule"], 2),
         ("clean", [*NAN, "--set", "exploding_tensor.only_nam=true"], 2),
         ("clean", [*NAN, "--set", "exploding_tensor.only_nan=maybe"], 2),
         ("clean", [*NAN, "--set", "vanishing_gradient.threshold=1"], 2),
@@ -400,7 +401,7 @@ def test_smdbg_yaml_names_pack_and_rules(runs: dict[str, str], capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("mode", "first_mode_step", "last", "text"),
     [
-        ("train", 300, 500, "train 300 (step 312) – 500"),
+        ("train", 300, 500, "train 300 (step 312 – 500)"),
         ("train", 300, 312, "train 300 (step 312)"),
         ("train", 312, 312, "train 312"),
         ("global", 312, 500, "step 312 – 500"),

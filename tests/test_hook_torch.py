@@ -748,7 +748,7 @@ def test_losses_of_every_kind(tmp_path: Path) -> None:
     assert {run.tensor(name).role for name in got} == {"loss"}
 
 
-def test_optimizers_of_other_models_do_not_count(tmp_path: Path) -> None:
+def test_a_stale_optimizer_ends_steps_and_changes_nothing(tmp_path: Path) -> None:
     model, other = nn.Linear(2, 2), nn.Linear(2, 2)
     foreign = torch.optim.SGD(other.parameters(), lr=0.1)
     with watching(tmp_path) as hook:
@@ -757,7 +757,9 @@ def test_optimizers_of_other_models_do_not_count(tmp_path: Path) -> None:
             other(model(torch.ones(1, 2))).sum().backward()
             foreign.step()
     run = open_run(tmp_path / "run")
-    assert run.steps().tolist() == [0] and not run.tensors("optimizer*")
+    assert run.steps().tolist() == [0, 1, 2] and not run.tensors("optimizer*")
+    values = run.tensor("weight").values()
+    assert len(values) > 1 and (values == values[0]).all()
 
 
 def test_an_optimizer_step_that_fails_is_forgotten(tmp_path: Path) -> None:
@@ -830,6 +832,27 @@ def test_the_gradient_norm_of_nothing_and_of_broken_values() -> None:
     assert gradient_norm([]) is None and gradient_norm([torch.zeros(3)]) == 0
     assert not np.isfinite(gradient_norm([torch.tensor([1.0, float("nan")]), torch.ones(2)]))
     assert gradient_norm([torch.tensor([60000.0] * 9, dtype=torch.float16)]) == pytest.approx(180000)
+
+
+@pytest.mark.skipif(not hasattr(nn.Parameter(torch.ones(1)), "grad_dtype"), reason="gradients have the weights' dtype")
+def test_a_gradient_of_another_dtype_that_is_taken_over_is_catalogued_anew(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    second = torch.optim.SGD([{"params": [model[1].bias]}, {"params": [model[1].weight]}], lr=0.1)
+    with watching(tmp_path) as hook:
+        hook.register_module(model)
+        model(torch.ones(1, 2)).sum().backward()
+        for parameter in model.parameters():
+            gradient = parameter.grad
+            parameter.grad_dtype = None  # any
+            parameter.grad = gradient.double()
+        first.step()  # nobody is known to hold the second part: it is saved without a group
+        second.step()
+    run = open_run(tmp_path / "run")
+    for name, group in (("1.bias", 0), ("1.weight", 1)):
+        info = run.tensor(f"gradient/{name}").info
+        assert (info.dtype, info.optimizer_group) == ("float64", group)
+        assert run.tensor(name).info.optimizer_group == group
 
 
 def test_resuming_goes_on_counting(tmp_path: Path, digits: Any) -> None:

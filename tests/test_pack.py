@@ -109,7 +109,7 @@ def test_parameters_are_listed_own_ones_first() -> None:
         "name": "threshold", "type": "number", "default": 1e-7, "unit": "",
         "help": "fire when mean(abs(gradient)) is below it",
     }  # fmt: skip
-    assert [one.name for one in listed[-9:]] == [one.name for one in parameters_of(Rule)]
+    assert [one.name for one in listed[-10:]] == [one.name for one in parameters_of(Rule)]
     assert "instance" not in [one.name for one in listed]
     types = {one.name: (one.type, one.record()["default"]) for one in parameters_of(Every)}
     assert types["wholes"] == ("list of whole numbers", [1]) and types["maybe"] == ("number or none", None)

@@ -203,8 +203,8 @@ def _result(job: _Job) -> RuleResult:
         outcome, detail = Outcome.INSUFFICIENT, f"saw {rows} of the {job.needs.minimum} saved steps it needs"
         if rows >= job.needs.minimum:
             what = f"a finite {' and '.join(job.needs.statistics)}" if job.needs.statistics else "a value"
-            few = "none" if job.needs.minimum == 1 else f"fewer than the {job.needs.minimum} it needs"
-            detail = f"saw {rows} saved steps, {few} with {what}"
+            few = "none" if job.needs.minimum == 1 else f"fewer than {job.needs.minimum}"
+            detail = f"of {rows} saved steps {few} had {what}" + ("" if few == "none" else ", and it needs as many")
     return RuleResult(
         name=job.rule.label,
         rule=job.rule.name,
@@ -229,7 +229,7 @@ def _summary(run: Run, results: Sequence[RuleResult], seen: int) -> Summary:
         rules_judged=sum(result.outcome in (Outcome.VIOLATED, Outcome.CLEAN) for result in results),
         rules=len(results),
         steps_seen=seen,
-        steps=len(run.steps()) + dropped,
+        steps=len(run.steps()) + sum(attempt.unlogged_steps for attempt in attempts),
         workers=tuple(workers),
         incomplete=run.status != "completed",
         dropped_steps=dropped,

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smdbg import stats as statistics
+from smdbg.store.dtypes import decode
 from smdbg.store.format import Entry
 from smdbg.store.reader import Attempt, StoredRun
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-LAST = "last"  # of a number recorded several times in a step; where it was recorded once, the number itself
-_OF_NUMBERS = statistics.ALWAYS + statistics.EXTRA
+LAST = "last"  # of a scalar that was recorded several times in a step; of one recorded once it is the value
+FROM_VALUE = statistics.ALWAYS + statistics.EXTRA
 
 
 def statistic_matrix(
@@ -23,7 +24,7 @@ def statistic_matrix(
 ) -> tuple[Floats, Floats]:
     """Return (statistic, count), each [rows, entries], of tensors of one collection; count is NaN where absent.
 
-    Whole arrays are taken at once; only single numbers, whose statistics follow from the value, go one by one.
+    Whole arrays are taken at once. Of single numbers only `count` was kept; the others are derived from the values.
     """
     found = np.full((rows.size, len(entries)), np.nan)
     count = np.full((rows.size, len(entries)), np.nan)
@@ -32,71 +33,103 @@ def statistic_matrix(
         for place in entry.stats:
             by_array.setdefault(f"{entry.info.collection}/{place.array}", []).append((number, place.index))
     for path, places in by_array.items():
-        names = one.specs[path].statistics if path in one.specs else ()
-        wanted = _available(names, statistic)
-        if wanted is None:
-            for number, _ in places:
-                values, counts = tensor_statistics(stored, one, entries[number], rows, (statistic,))
-                found[:, number], count[:, number] = values[statistic], counts
-            continue
+        names = one.specs[path].statistics
         columns, indexes = np.array(places).T
-        have = {name: stored.table(one, path, rows, indexes, names.index(name)) for name in {"count", *wanted}}
-        here = have["count"]
-        values_here = have[statistic] if statistic in have else statistics.derive(statistic, have)
+        here = stored.table(one, path, rows, indexes, names.index("count"))
         there = ~np.isnan(here)
-        found[:, columns] = np.where(there, values_here, found[:, columns])
+        if (kept := _kept(names, statistic)) is not None:
+            have = {n: stored.table(one, path, rows, indexes, names.index(n)) if n != "count" else here for n in kept}
+            values = have[statistic] if statistic in have else statistics.derive(statistic, have)
+        elif "min" not in names:
+            numbers = _numbers(stored, one, [entries[n] for n in columns], rows, there)
+            values = _of_numbers(statistic, numbers)
+        elif statistic == LAST:
+            values = stored.table(one, path, rows, indexes, names.index("mean"))
+        else:
+            values = np.full(here.shape, np.nan)
+        found[:, columns] = np.where(there, values, found[:, columns])
         count[:, columns] = np.where(there, here, count[:, columns])
     return found, count
-
-
-def _available(names: Sequence[str], statistic: str) -> tuple[str, ...] | None:
-    """Return which kept statistics give the wanted one; None if it must come from the value."""
-    if "count" not in names:
-        return None
-    if statistic in names:
-        return (statistic,)
-    if statistic == LAST:
-        return None
-    needed = statistics.required(statistic)
-    if set(needed) <= set(names):
-        return tuple(needed)
-    return None
 
 
 def tensor_statistics(
     stored: StoredRun, one: Attempt, entry: Entry, rows: Rows, wanted: Sequence[str]
 ) -> tuple[dict[str, Floats], Floats]:
-    """Return (statistic -> [rows], count [rows]); NaN where the tensor is absent.
-
-    Where only `count` was kept, the tensor is a single number, and the others are derived from its value.
-    """
+    """Return (statistic -> [rows], count [rows]) of one tensor, each place read once; NaN where it is absent."""
     out = {name: np.full(rows.size, np.nan) for name in wanted}
     count = np.full(rows.size, np.nan)
     for names, table in stored.statistic_tables(one, entry, rows):
-        have = {name: table[:, i] for i, name in enumerate(names)}
-        here = np.flatnonzero(~np.isnan(have["count"]))
-        count[here] = have["count"][here]
-        if "min" not in names and set(wanted) - set(names) and here.size:
-            raw = here[one.raw_at(entry.info.collection, one.rows_of(entry.info.collection)[rows[here]])]
-            values = [complex(v) for v in stored.values(one, entry, rows[raw])]
-            table_of = statistics.scalar_stats(_OF_NUMBERS, _real(values))
-            for i, name in enumerate(_OF_NUMBERS):
-                if name not in have:
-                    have[name] = np.full(rows.size, np.nan)
-                    have[name][raw] = table_of[:, i]
+        columns = {name: table[:, i] for i, name in enumerate(names)}
+        there = ~np.isnan(columns["count"])
+        count = np.where(there, columns["count"], count)
+        numbers: Floats | None = None
         for name in wanted:
-            if name in have:
-                out[name][here] = have[name][here]
-            elif name == LAST and entry.info.shape == ():
-                out[name][here] = have["mean"][here]
-            elif all(needed in have for needed in statistics.required(name)):
-                out[name][here] = statistics.derive(name, {k: v[here] for k, v in have.items()})
+            if (kept := _kept(names, name)) is not None:
+                have = {part: columns[part] for part in kept}
+                values = have[name] if name in have else statistics.derive(name, have)
+            elif "min" not in names:
+                numbers = _numbers(stored, one, [entry], rows, there[:, None]) if numbers is None else numbers
+                values = _of_numbers(name, numbers)[:, 0]
+            else:
+                values = columns["mean"] if name == LAST else np.full(rows.size, np.nan)
+            out[name] = np.where(there, values, out[name])
     return out, count
 
 
-def _real(values: Sequence[complex]) -> Floats:
-    """Return single numbers as the statistics see them: complex ones by their modulus."""
-    array = np.array(values, np.complex128)
-    return np.where(array.imag == 0, array.real, np.abs(array))
+def _kept(names: Sequence[str], statistic: str) -> tuple[str, ...] | None:
+    """Return which kept statistics give the wanted one; None if they do not."""
+    if statistic in names:
+        return (statistic,)
+    if statistic == LAST:
+        return None
+    needed = statistics.required(statistic)
+    return tuple(needed) if set(needed) <= set(names) and "min" in names else None
 
 
+def _of_numbers(statistic: str, numbers: Floats) -> Floats:
+    """Return a statistic of single numbers, each a tensor of one element; NaN for those that do not follow from it."""
+    if statistic == LAST:
+        return numbers
+    needed = statistics.required(statistic)
+    if not set(needed) <= set(FROM_VALUE):
+        return np.full(numbers.shape, np.nan)
+    table = statistics.scalar_stats(FROM_VALUE, numbers.reshape(-1)).reshape(*numbers.shape, len(FROM_VALUE))
+    have = {name: table[..., FROM_VALUE.index(name)] for name in needed}
+    return have[statistic] if statistic in have else statistics.derive(statistic, have)
+
+
+def _numbers(
+    stored: StoredRun, one: Attempt, entries: Sequence[Entry], rows: Rows, there: NDArray[np.bool_]
+) -> Floats:
+    """Return the values [rows, entries] of single numbers as float64, complex ones by their modulus; absent: NaN.
+
+    Those that share an array are read together: a row of it is a chunk's part anyway.
+    """
+    out = np.full((rows.size, len(entries)), np.nan)
+    home = entries[0].info.collection
+    there = there & one.raw_at(home, one.rows_of(home)[rows])[:, None]
+    together: dict[str, list[int]] = {}
+    for number, entry in enumerate(entries):
+        spec = one.specs.get(f"{home}/{entry.slots[0].array}") if len(entry.slots) == 1 else None
+        if spec is not None and not entry.layout and spec.chunk[1:] == spec.tail:
+            together.setdefault(spec.path, []).append(number)
+        else:
+            here = np.flatnonzero(there[:, number])
+            values = stored.values(one, entry, rows[here]) if here.size else []
+            out[here, number] = [_real(np.asarray(value).reshape(-1))[0] if value.size else np.nan for value in values]
+    for path, numbers in together.items():
+        here = np.flatnonzero(there[:, numbers].any(axis=1))  # a chunk nobody wrote to is not asked for
+        table = stored.number_rows(one, path, rows[here]) if here.size else None
+        for number in numbers:
+            if table is not None:
+                slot = entries[number].slots[0]
+                column = np.ascontiguousarray(table[:, slot.offset])
+                values_here = _real(decode(column, slot.dtype, (here.size,)))
+                out[here, number] = np.where(there[here, number], values_here, np.nan)
+    return out
+
+
+def _real(values: NDArray[np.generic]) -> Floats:
+    """Return numbers as the statistics see them: complex ones by their modulus."""
+    plain: Floats = (np.abs(values) if values.dtype.kind == "c" else values).astype(np.float64)
+    return plain

@@ -144,6 +144,9 @@ class Rule:
     collections: tuple[str, ...] = parameter(
         (), help="collections to judge, instead of the tensors the rule picks; adds to include"
     )
+    roles: tuple[str, ...] = parameter(
+        (), help="roles to judge, instead of the tensors the rule picks; adds to include and collections"
+    )
     exclude_roles: tuple[str, ...] = parameter(
         (), help="roles to leave out, also as the role of the parameter that a gradient or update belongs to"
     )
@@ -177,8 +180,12 @@ class Rule:
     def select(self, catalogue: Mapping[str, TensorInfo]) -> list[str]:
         """Return the names of the tensors to judge, in catalogue order."""
         chosen = {name for name, info in catalogue.items() if self.picks(info)}
-        if self.include or self.collections:
-            chosen = {name for name, info in catalogue.items() if _in_collections(info, self.collections)}
+        if self.include or self.collections or self.roles:
+            chosen = {
+                name
+                for name, info in catalogue.items()
+                if info.role in self.roles or _in_collections(info, self.collections)
+            }
             chosen.update(select.select(catalogue, self.include) if self.include else ())
         return [
             name
@@ -196,8 +203,9 @@ class Rule:
     def looked_for(self) -> str:
         """Return in words which tensors the rule looks for."""
         needs = self.needs()
-        if self.include or self.collections:
+        if self.include or self.collections or self.roles:
             parts = [*self.include, *(f"collection {name}" for name in self.collections)]
+            parts += [f"role {name}" for name in self.roles]
         else:
             parts = [f"role {name}" for name in needs.roles] + [f"collection {name}" for name in needs.collections]
         return " or ".join(parts) or "any tensor"

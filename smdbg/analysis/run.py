@@ -50,7 +50,10 @@ class StepTable:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """One attempt of a worker. `last_commit`: unix seconds by the store's clock (0 where it was not asked for)."""
+    """One attempt of a worker. `last_commit`: unix seconds by the store's clock (0 where it was not asked for).
+
+    `dropped_steps`: those that lost something; `unlogged_steps`: of them, those that are not in the log at all.
+    """
 
     rank: int
     attempt: int
@@ -59,6 +62,7 @@ class WorkerFacts:
     dropped_rows: int
     switched_off: bool
     mesh: Mapping[str, Any]
+    unlogged_steps: int
     first_step: int | None
     last_step: int | None
     last_commit: float
@@ -107,8 +111,11 @@ class Run:
     def _catalogue(self) -> None:
         self._entries: dict[str, dict[tuple[int, int], Entry]] = {}
         for one in self._attempts():
+            shown = {home: self._rows(one, home, None) for home in one.bits}
             for name, entry in one.entries.items():
-                self._entries.setdefault(name, {})[one.rank, one.attempt] = entry
+                rows = shown[entry.info.collection]
+                if rows.size and rows[-1] >= entry.since:  # the catalogue may be ahead of the log
+                    self._entries.setdefault(name, {})[one.rank, one.attempt] = entry
 
     def _attempts(self) -> list[Attempt]:
         return [one for rank in self.workers() for one in self._stored.of_rank(rank)]
@@ -211,12 +218,12 @@ class Run:
         return np.unique(np.concatenate(parts))
 
     def complete_steps(self, mode: str | None = None) -> Steps:
-        """Return the steps that every writer which is not lost has committed, ascending."""
+        """Return the steps that every writer which is not lost has committed, ascending, saved or not."""
         now = time.time()
         writers = set(self._stored.root["writers"]) | set(self.workers())
         begun = self.workers()
         parts = [
-            self.steps(mode, rank) if rank in begun else np.zeros(0, np.int64)
+            np.unique(self._logged(rank, mode)) if rank in begun else np.zeros(0, np.int64)
             for rank in sorted(writers)
             if not self._stored.lost(rank, now)
         ]
@@ -224,6 +231,11 @@ class Run:
         for part in parts[1:]:
             common = np.intersect1d(common, part, assume_unique=True)
         return common
+
+    def _logged(self, rank: int, mode: str | None) -> Steps:
+        log = self._stored.log_rows(rank)
+        steps: Steps = log[_mode_mask(log, mode), 0]
+        return steps
 
     def step_table(self, worker: int = 0) -> StepTable:
         """Return the commit log of a worker, all attempts that are shown."""
@@ -246,7 +258,7 @@ class Run:
         """Return names in order of first save: those that match a glob or `re:` pattern, and are present at all."""
         names = list(self._entries)
         if collection is not None:
-            names = [n for n in names if self._info(n).collection == collection]
+            names = [n for n in names if any(e.info.collection == collection for e in self._entries[n].values())]
         if pattern is not None:
             names = select(names, [pattern] if isinstance(pattern, str) else pattern)
         if mode is not None or step is not None:
@@ -360,11 +372,13 @@ def _facts(one: Attempt) -> WorkerFacts:
     """Return what is known of an attempt. Drops are also counted from the log, which outlives a killed writer."""
     status = str(one.facts["status"])
     flagged = int(np.count_nonzero(one.log[:, LOG_COLUMNS.index("flags")] & FLAG_DROPPED))
+    counted = int(one.facts.get("dropped_steps", 0))
     return WorkerFacts(
         rank=one.rank,
         attempt=one.attempt,
         status=status,
-        dropped_steps=max(int(one.facts.get("dropped_steps", 0)), flagged),
+        dropped_steps=max(counted, flagged),
+        unlogged_steps=max(0, counted - flagged),
         dropped_rows=int(one.facts.get("dropped_rows", 0)),
         switched_off="hook switched off" in status,
         mesh=dict(one.facts.get("mesh", {})),

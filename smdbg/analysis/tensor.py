@@ -60,7 +60,8 @@ class Tensor:
         for rank in self.workers():
             for one, _, rows, _ in self.run._parts(("count",), self, None, rank):
                 entry = one.entries[self.name]
-                kept = rows[one.raw_at(self.collection, one.rows_of(self.collection)[rows])]
+                home = entry.info.collection
+                kept = rows[one.raw_at(home, one.rows_of(home)[rows])]
                 sizes = [ZARR_ITEMSIZE[zarr_dtype(slot.dtype)] for slot in entry.slots]
                 if entry.layout:
                     shapes = self.run._stored.shapes(one, entry, kept)
@@ -117,6 +118,7 @@ class Tensor:
         kept. Errors as of `value`.
         """
         asked = None if steps is None else [int(step) for step in steps]
+        worker = self._worker(worker)
         places = {step: (one, row) for step, one, row in self._value_rows(None, worker, asked)}
         wanted = sorted(places) if asked is None else asked
         for step in wanted:
@@ -142,40 +144,57 @@ class Tensor:
         kept = self.statistics()
         if name not in kept and not set(statistics.required(name)) <= set(kept):
             raise BadSelection(f"{self.run.url}: {name!r} of {self.name!r} was not kept; {', '.join(kept)} were")
-        steps, found = self.run._series((name,), self, mode, self.run._rank(worker))
+        steps, found = self.run._series((name,), self, mode, self._worker(worker))
         return steps, found[name]
+
+    def _worker(self, worker: int) -> int:
+        """Return the rank. Raises BadSelection for a worker that is not there or never saved this tensor."""
+        if self.run._rank(worker) not in self.workers():
+            saved = listing(self.workers())
+            raise BadSelection(f"{self.run.url}: worker {worker} never saved {self.name!r}; of workers: {saved}")
+        return worker
 
     def stat_table(
         self, names: Sequence[str], mode: str | None = None, worker: int = 0
     ) -> tuple[Steps, dict[str, NDArray[np.float64]]]:
         """Return (steps, statistic -> values) of several statistics at once."""
-        return self.run._series(tuple(names), self, mode, self.run._rank(worker))
+        return self.run._series(tuple(names), self, mode, self._worker(worker))
 
-    def features(self, mode: str | None = None, worker: int = 0) -> tuple[Steps, NDArray[np.float32]]:
+    def features(
+        self, mode: str | None = None, worker: int = 0
+    ) -> tuple[Steps, NDArray[np.float32] | list[NDArray[np.float32]]]:
         """Return (steps, per-feature statistics [steps, features, 5]) where they were kept.
 
         The five are those of `smdbg.stats.FEATURES`: active share, mean, std, min, max over all axes but the feature
-        axis. Where the number of features changed, only the steps that have the newest number.
+        axis. A list of [features, 5] where the number of features changes between steps.
         """
-        parts: list[tuple[Steps, NDArray[np.float32]]] = []
-        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker)):
-            for place in one.entries[self.name].features[-1:]:
+        found: list[tuple[int, NDArray[np.float32]]] = []
+        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self._worker(worker)):
+            entry = one.entries[self.name]
+            axis = entry.info.feature_axis
+            if not entry.features or axis is None:
+                continue
+            shapes = [shape for _, shape in self.run._stored.shapes(one, entry, rows)]
+            sizes = np.array([shape[axis] if -len(shape) <= axis < len(shape) else -1 for shape in shapes])
+            for place in entry.features:
+                here = sizes == place.count
                 columns = np.arange(place.index, place.index + place.count)
-                table = self.run._stored.table(one, f"{self.collection}/{place.array}", rows, columns)
-                kept = ~np.isnan(table).all(axis=(1, 2))
-                parts.append((steps[kept], table[kept]))
-        parts = [part for part in parts if part[1].shape[1] == parts[-1][1].shape[1]]
-        if not parts:
-            return np.zeros(0, np.int64), np.zeros((0, 0, len(statistics.FEATURES)), np.float32)
-        return np.concatenate([s for s, _ in parts]), np.concatenate([t for _, t in parts])
+                table = self.run._stored.table(one, f"{entry.info.collection}/{place.array}", rows[here], columns)
+                found += zip(steps[here].tolist(), table, strict=True)
+        found.sort(key=lambda pair: pair[0])
+        tables = [table for _, table in found]
+        alike = len({len(table) for table in tables}) == 1
+        return np.array([step for step, _ in found], np.int64), np.stack(tables) if alike else tables
 
     def statistics(self) -> list[str]:
         """Return the names of the statistics that were kept; of single numbers all, since the value is there."""
         kept: dict[str, None] = {}
         for one in self.run._attempts():
             entry = one.entries.get(self.name)
-            for place in entry.stats if entry is not None else ():
-                names = one.specs[f"{self.collection}/{place.array}"].statistics
+            if entry is None:
+                continue
+            for place in entry.stats:
+                names = one.specs[f"{entry.info.collection}/{place.array}"].statistics
                 kept.update(dict.fromkeys(statistics.DEFAULT if "min" not in names else names))
                 kept.update(dict.fromkeys(names))
         return list(kept)

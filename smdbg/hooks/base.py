@@ -11,6 +11,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smdbg import stats as statistics
 from smdbg.errors import NotARun, RunNotFound, near
 from smdbg.hooks import facts
@@ -37,7 +40,7 @@ from smdbg.select import matcher
 from smdbg.store.backend import Backend, open_backend
 from smdbg.store.begin import RunFacts, begin
 from smdbg.store.dtypes import decode
-from smdbg.store.format import MODES, TensorInfo, valid_collection
+from smdbg.store.format import MODES, TensorInfo, plain_info, valid_collection
 from smdbg.store.rows import Item
 from smdbg.store.writer import StepRecord, Writer
 
@@ -105,7 +108,7 @@ class Hook(Guard):
         self._catalogued: dict[tuple[str, str], TensorInfo] = {}
         self._names: dict[tuple[str, str], tuple[str, ...]] = {}
         self._raw_left = raw_budget
-        self._past: list[tuple[int, int, int]] = []
+        self._past = np.zeros((0, 3), np.int64)
         check_mode_config(save_config)
         check_choices(workers=workers, on_error=on_error, when_full=when_full)
         check_reduction(reduction_config)
@@ -163,8 +166,8 @@ class Hook(Guard):
             self._past = _past_steps(backend, self.rank)
         worker = begin(backend, run, self.rank, resume=resume, mesh=mesh)
         self._backend: Backend = backend
-        if self._past:
-            self.set_step(max(step for step, _, _ in self._past) + 1)
+        if len(self._past):
+            self.set_step(int(self._past[:, 0].max()) + 1)
         self._writer = Writer(backend, worker, buffer_bytes=buffer_bytes, block=block)
         self._endings = Endings(self._finish)
 
@@ -219,10 +222,10 @@ class Hook(Guard):
         """
         self._close_step()
         self.step = natural("step", step)
-        if self._past:
+        if len(self._past):
             for number, mode in enumerate(MODES):
-                before = [ms for s, m, ms in self._past if m == number and s < self.step]
-                self._mode_steps[mode] = max(before, default=-1) + 1
+                earlier = self._past[(self._past[:, 0] < self.step) & (self._past[:, 1] == number), 2]
+                self._mode_steps[mode] = int(earlier.max(initial=-1)) + 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the hook is, to be kept in a checkpoint."""
@@ -273,7 +276,8 @@ class Hook(Guard):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close; after an exception the status says which."""
-        self._finish("completed" if error is None else f"failed: {describe(error)}")
+        good = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        self._finish("completed" if good or error is None else f"failed: {describe(error)}")
 
     def _finish(self, status: str) -> None:
         if self._closed or os.getpid() != self._pid:
@@ -373,6 +377,8 @@ class Hook(Guard):
         """Return the one home of a name: where it was first saved, else as given, else by pattern."""
         found = self._named.get(name)
         if found is None:
+            if not isinstance(name, str):
+                raise TypeError(f"a tensor's name is text, not {name!r}")
             by_pattern = (home for matches, home in self._include if matches(name))
             found = self._named[name] = collection or next(by_pattern, "tensors")
         if collection not in (None, found) and name not in self._warned:
@@ -381,12 +387,14 @@ class Hook(Guard):
         return found
 
     def _read_patterns(self) -> None:
-        """Collect which names go where: what the user configured comes before the patterns of the known ones."""
+        """Collect which names go where: what the user configured comes before the patterns of the known ones.
+
+        Known ones that are left out keep their patterns: what belongs to them is not saved elsewhere instead.
+        """
         for config in self._own.values():
             self._include += [(matcher(pattern), config.name) for pattern in config.include]
         for name, default in KNOWN.items():
-            if self._wanted(name):
-                self._include += [(matcher(pattern), name) for pattern in default.patterns]
+            self._include += [(matcher(pattern), name) for pattern in default.patterns]
 
     def _statistics(self, found: Plan, info: TensorInfo) -> tuple[str, ...]:
         """Return the names of the statistics to keep of a tensor."""
@@ -411,7 +419,10 @@ class Hook(Guard):
         now, found = self._open_step(), self._plan(info.collection)
         if info.collection in now.dropped:
             return
-        elements, dtype, shape, copied = to_elements(value)
+        try:
+            elements, dtype, shape, copied = to_elements(value)
+        except TypeError as error:
+            raise TypeError(f"{info.name!r}: {error}") from error
         owned = owned or copied
         info = self._described(info, dtype, shape)
         names = self._statistics(found, info)
@@ -444,7 +455,7 @@ class Hook(Guard):
         known = self._catalogued.get(key)
         if known is None or known.dtype != dtype or known.shape != shape:
             role = info.role or self._plan(info.collection).role
-            known = self._catalogued[key] = replace(info, dtype=dtype, shape=shape, role=role)
+            known = self._catalogued[key] = plain_info(replace(info, dtype=dtype, shape=shape, role=role))
         return known
 
     def _take_room(self, now: OpenStep, collection: str, nbytes: int, raw: bool = False) -> bool:
@@ -470,12 +481,12 @@ class Hook(Guard):
         return True
 
 
-def _past_steps(backend: Backend, rank: int) -> list[tuple[int, int, int]]:
-    """Return (step, mode, mode step) of everything this worker logged in earlier attempts; empty if there is no run."""
+def _past_steps(backend: Backend, rank: int) -> NDArray[np.int64]:
+    """Return [n, 3]: step, mode and mode step of what this worker logged in earlier attempts, if there is a run."""
     from smdbg.store.reader import StoredRun
 
     try:
         run = StoredRun(backend)
     except (RunNotFound, NotARun):
-        return []
-    return [(int(row[0]), int(row[1]), int(row[2])) for row in run.log_rows(rank)]
+        return np.zeros((0, 3), np.int64)
+    return run.log_rows(rank)[:, :3].copy()

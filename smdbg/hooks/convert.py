@@ -24,6 +24,12 @@ def to_elements(value: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
         array = np.from_dlpack(value)
     else:
         array = np.asarray(value)
+    if array.dtype.char in "gG" and array.dtype.itemsize > (8 if array.dtype.char == "g" else 16):
+        fits = "float64" if array.dtype.char == "g" else "complex128"
+        raise TypeError(
+            f"a value of dtype {array.dtype} cannot be kept bit for bit, as its bits differ between machines: "
+            f"save it as {fits}"
+        )
     elements, dtype, shape = encode(array)
     return elements, dtype, shape, not np.may_share_memory(elements, array)
 
@@ -44,8 +50,7 @@ def _from_torch(tensor: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
     plain = tensor.detach()
     if hasattr(plain, "to_local"):  # a sharded tensor: what this worker holds
         plain = plain.to_local()
-    if plain.is_sparse:
-        plain = plain.coalesce().to_dense()
+    plain = _strided(plain)
     on_host = plain.device.type == "cpu"
     plain = plain.cpu().resolve_conj().resolve_neg()
     name = str(plain.dtype).removeprefix("torch.")
@@ -59,3 +64,16 @@ def _from_torch(tensor: Any) -> tuple[NDArray[Any], str, tuple[int, ...], bool]:
         return unsigned, name, tuple(plain.shape), not on_host
     elements, dtype, shape = encode(plain.numpy())
     return elements, dtype, shape, not on_host
+
+
+def _strided(tensor: Any) -> Any:
+    """Return a PyTorch tensor as one dense block of numbers. Raises TypeError where there is no such thing."""
+    if getattr(tensor, "is_nested", False):
+        raise TypeError(
+            "a nested tensor cannot be kept, for its parts differ in shape: save the parts one by one, or padded"
+        )
+    if str(tensor.dtype) == "torch.complex32":
+        raise TypeError("a tensor of dtype complex32 cannot be kept, for NumPy has no such type: save it as complex64")
+    if str(tensor.layout) != "torch.strided":  # COO, CSR, CSC, BSR, BSC, MKL-DNN
+        tensor = tensor.to_dense()
+    return tensor.dequantize() if tensor.is_quantized else tensor

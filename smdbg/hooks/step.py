@@ -20,26 +20,21 @@ class Recorded:
     """A scalar recorded any number of times in a step: its mean is the value, count and last are kept beside it."""
 
     info: TensorInfo
-    total: float | complex = 0.0
-    count: int = 0
-    last: float | complex = 0.0
+    values: list[float | complex] = field(default_factory=list)
 
     def add(self, value: float | complex) -> None:
         """Record once more."""
-        self.total += value
-        self.count += 1
-        self.last = value
+        self.values.append(value)
 
     def item(self, statistics: tuple[str, ...]) -> Item:
         """Return the mean as an item (float64 or complex128)."""
-        mean = self.last if self.count == 1 else self.total / self.count
+        mean = self.values[0] if len(self.values) == 1 else sum(self.values) / len(self.values)
         dtype = "complex128" if isinstance(mean, complex) else "float64"
         elements: NDArray[Any] = np.array([mean], dtype)
         info = self.info
         if info.dtype != dtype or info.shape != ():
             info = replace(info, dtype=dtype, shape=())
-        last = abs(self.last) if isinstance(self.last, complex) else self.last
-        return Item(info, elements, statistics, None, (self.count, float(last)))
+        return Item(info, elements, statistics, recorded=np.array(self.values) if len(self.values) > 1 else None)
 
 
 @dataclass

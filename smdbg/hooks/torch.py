@@ -171,6 +171,19 @@ class Hook(Events):
         super().set_mode(mode)
         self._explicit = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the training is, to be kept in a checkpoint beside the model's and the optimizer's state.
+
+        A step that has had its update, or its evaluation, is behind whoever resumes, though it is still open for what
+        belongs to it. Where steps end by hand, the open one counts as done once `end_step()` was called.
+        """
+        state = super().state_dict()
+        if self._now is not None and self._is_over():
+            mode = self._now.mode
+            state["step"] += 1
+            state["mode_steps"] = {**state["mode_steps"], mode: state["mode_steps"][mode] + 1}
+        return state
+
     # --- the end ---
 
     def _on_close(self) -> None:

@@ -19,6 +19,7 @@ from smdbg.store.format import TensorInfo
 
 log = logging.getLogger("smdbg")
 
+FOREIGN = -1  # in the place of an optimizer's number, for one that holds no parameter of a registered model
 _UNSEEN = "forward pass of a registered module"
 
 
@@ -56,13 +57,18 @@ class Events(Saving):
         if not self._updating:  # a closure's forward passes belong to the step that is under way
             if not self._explicit:
                 self._follow(module)
-            over = bool(self._open.stepped) if self._mode in TRAINING else self._open.forwards > 0
-            if over and self._mode not in self._manual:
+            if self._is_over():
                 self._close_step()
         self._open_step()
         self._open.forwards += 1
         if not self._optimizers and not self._updating and self._mode in TRAINING:
             self._keep_initial(module)
+
+    def _is_over(self) -> bool:
+        """Tell whether the next forward pass begins a new step: the open one has had its update, or its evaluation."""
+        if self._mode in self._manual:
+            return False
+        return bool(self._open.stepped) if self._mode in TRAINING else self._open.forwards > 0
 
     def _follow(self, module: nn.Module) -> None:
         mode = "train" if unwrapped(module).training else "eval"
@@ -189,6 +195,10 @@ class Events(Saving):
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         known = [update.optimizer for update in self._updating]
         if id(optimizer) not in known:
+            if not self._updating and self._open.forwards:
+                # It holds nothing of ours, as when the model was replaced after the optimizer was made: the step is
+                # over all the same, and shows weights that do not move.
+                self._open.stepped.add(FOREIGN)
             return
         update = self._updating[known.index(id(optimizer))]
         del self._updating[known.index(id(optimizer)) :]

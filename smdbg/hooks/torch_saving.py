@@ -154,6 +154,7 @@ class Saving(base.Hook):
             self._open.gradients.discard(name)
             self._open_step().items.get(home, {}).pop(f"gradient/{name}", None)
             self._infos.pop(f"gradient/{name}", None)
+            self._catalogued.pop((home, f"gradient/{name}"), None)
 
     def _save_state(self, optimizer: Optimizer, parameter: Parameter, home: str) -> None:
         state = optimizer.state.get(parameter.tensor)

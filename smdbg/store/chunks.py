@@ -6,8 +6,9 @@ computed and a shard's index is not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from smdbg.store.shard import CRC, intact
 
 GAP = 64 << 10  # bytes that are cheaper to read along than to ask for the next part separately
 BATCH = 128 << 20  # bytes fetched before they are handed on
+BATCH_CHUNKS = 8192
 LARGEST_CHUNK = 512 << 20  # no writer makes one; metadata that says so is not believed
 
 
@@ -40,7 +42,7 @@ class _Part:
 
 
 def fetch(
-    backend: Backend, base: str, spec: ArraySpec, wanted: Sequence[Chunk]
+    backend: Backend, base: str, spec: ArraySpec, wanted: Iterable[Chunk]
 ) -> Iterator[tuple[Chunk, NDArray[Any]]]:
     """Yield (chunk, its elements in the chunk's shape) in the order of `wanted`, reading in bounded batches.
 
@@ -48,9 +50,9 @@ def fetch(
     """
     if spec.chunk_bytes > LARGEST_CHUNK:
         raise DamagedData(f"{backend.url}/{base}/{spec.path}: chunks of {spec.chunk_bytes} bytes are not believed")
-    per_batch = max(1, BATCH // (spec.chunk_bytes + CRC))
-    for first in range(0, len(wanted), per_batch):
-        parts = [_part(base, spec, chunk) for chunk in wanted[first : first + per_batch]]
+    per_batch = min(BATCH_CHUNKS, max(1, BATCH // (spec.chunk_bytes + CRC)))
+    left = iter(wanted)
+    while parts := [_part(base, spec, chunk) for chunk in islice(left, per_batch)]:
         yield from _fetch_batch(backend, spec, parts)
 
 
@@ -91,30 +93,40 @@ def _fetch_batch(backend: Backend, spec: ArraySpec, parts: Sequence[_Part]) -> I
 
 
 def read_rows(backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return whole rows of a table, in ascending order of `rows`: [len(rows), *tail]."""
-    out = np.empty((rows.size, *spec.tail), spec.dtype)
+    """Return whole rows of an array of which a chunk holds whole rows, in ascending order: [len(rows), *tail].
+
+    Raises DamagedData.
+    """
+    if spec.chunk[1:] != spec.tail:
+        raise DamagedData(f"{backend.url}/{base}/{spec.path}: its chunks are not whole rows")
+    out: NDArray[Any] | None = None
     height = spec.chunk[0]
     groups = rows // height
     wanted = [Chunk(int(g)) for g in np.unique(groups)]
     for chunk, content in fetch(backend, base, spec, wanted):
+        if out is None:  # memory is taken only after the store has shown that such data exist
+            out = np.empty((rows.size, *spec.tail), spec.dtype)
         here = groups == chunk.group
         out[here] = content[rows[here] - chunk.group * height]
-    return out
+    return np.empty((rows.size, *spec.tail), spec.dtype) if out is None else out
 
 
 def read_elements(
     backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int64], runs: Sequence[tuple[int, int]]
 ) -> NDArray[Any]:
-    """Return the elements of `runs` ((start, stop) across a row, ascending) for each of `rows`: [len(rows), total]."""
+    """Return the elements of `runs` ((start, stop) across a row, ascending) for each of `rows`: [len(rows), total].
+
+    Raises DamagedData, also where a run leaves the row.
+    """
+    if not all(0 <= start <= stop <= spec.tail[0] for start, stop in runs):
+        raise DamagedData(f"{backend.url}/{base}/{spec.path}: the catalogue places a value outside of it")
     width, height = spec.chunk[1], spec.chunk[0]
     total = sum(stop - start for start, stop in runs)
-    spans = [range(start // width, (stop - 1) // width + 1) for start, stop in runs if stop > start]
-    columns = sorted({column for span in spans for column in span})
     groups = rows // height
     out: NDArray[Any] | None = None
-    wanted = [Chunk(int(group), column) for group in np.unique(groups) for column in columns]
+    wanted = (Chunk(int(group), column) for group in np.unique(groups) for column in _columns(runs, width))
     for chunk, content in fetch(backend, base, spec, wanted):
-        if out is None:  # memory is taken only after the store has shown that such data exist
+        if out is None:
             out = np.empty((rows.size, total), spec.dtype)
         here = np.flatnonzero(groups == chunk.group)
         inside = rows[here] - chunk.group * height
@@ -125,6 +137,16 @@ def read_elements(
                 out[here, at + first - start : at + last - start] = content[inside, first - left : last - left]
             at += stop - start
     return np.empty((rows.size, total), spec.dtype) if out is None else out
+
+
+def _columns(runs: Sequence[tuple[int, int]], width: int) -> Iterator[int]:
+    """Yield the chunk columns that ascending runs touch, each once."""
+    after = 0
+    for start, stop in runs:
+        if stop > start:
+            first = max(after, start // width)
+            after = (stop - 1) // width + 1
+            yield from range(first, after)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ true dtype in the catalogue. Text is kept as UTF-8 bytes with one more axis, zer
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ _NATIVE = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 )
 _NAMES = {np.dtype(name): name for name in _NATIVE}  # dtype.name itself takes ten times as long
+MOST_EMPTY = 1 << 20  # empty texts that take no bytes; a shape that says more is not believed
 _UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 
 
@@ -53,6 +55,8 @@ def _encode_text(array: Array) -> tuple[Array, str, tuple[int, ...]]:
     name = "bytes" if array.dtype.kind == "S" else "str"
     texts = [t if isinstance(t, bytes) else str(t).encode("utf-8", "surrogatepass") for t in array.ravel().tolist()]
     width = max((len(t) for t in texts), default=0)
+    if width == 0 and len(texts) > MOST_EMPTY:
+        width = 1  # so that there is something stored that bears out their number
     joined = b"".join(t.ljust(width, b"\0") for t in texts)
     return np.frombuffer(joined, np.uint8), name, (*array.shape, width)
 
@@ -63,13 +67,20 @@ def zarr_dtype(name: str) -> str:
         return name
     if name in ("str", "bytes"):
         return "uint8"
-    if name.startswith(("M8", "m8")):
+    if name.startswith(("M8", "m8")) and _is_time(name):
         return "int64"
     if name == "bfloat16":
         return "uint16"
     if name.startswith(("float8_", "float6_", "float4_")) or name in ("int4", "uint4", "int2", "uint2"):
         return "uint8"
     raise ValueError(f"unknown dtype {name!r}")
+
+
+def _is_time(name: str) -> bool:
+    try:
+        return np.dtype(name).kind in "mM"
+    except (TypeError, ValueError, SyntaxError):
+        return False
 
 
 def _known(name: str) -> bool:
@@ -82,8 +93,16 @@ def _known(name: str) -> bool:
 def decode(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
     """Return stored elements as the value they were: the inverse of `encode`.
 
-    bfloat16 and float8 come back in their own dtype where ml_dtypes is installed, else as float32 (exact).
+    bfloat16 and float8 come back in their own dtype where ml_dtypes is installed, else as float32 (exact). Raises
+    DamagedData for a shape that the elements do not have.
     """
+    try:
+        return _decode(elements, name, shape)
+    except ValueError as error:
+        raise DamagedData(f"{elements.size} stored elements are no {name} of shape {list(shape)} ({error})") from error
+
+
+def _decode(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
     if name in ("str", "bytes"):
         return _decode_text(elements, name, shape)
     if name.startswith(("M8", "m8")):
@@ -99,7 +118,9 @@ def decode(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
 def _decode_text(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
     *outer, width = shape
     raw = elements.tobytes()
-    count = int(np.prod(outer, dtype=object)) if outer else 1
+    count = math.prod(outer)
+    if count * width != len(raw) or (width == 0 and count > MOST_EMPTY):
+        raise ValueError(f"{count} texts of {width} bytes")
     texts = [raw[i * width : (i + 1) * width] for i in range(count)]
     if outer:
         texts = [t.rstrip(b"\0") for t in texts]
@@ -107,7 +128,7 @@ def _decode_text(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
         return np.array(texts, dtype=f"S{max(width, 1)}").reshape(outer)
     try:
         return np.array([t.decode("utf-8", "surrogatepass") for t in texts], dtype=str).reshape(outer)
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # a ValueError, but not of the shape
         raise DamagedData(f"stored text is not UTF-8 ({error})") from error
 
 

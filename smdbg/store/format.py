@@ -48,6 +48,9 @@ WIDE_SHARD = 64 * MIB
 WIDE_CHUNK = 256 << 10
 CAPACITY_ROWS = 4096  # arrays grow by this many rows
 
+TABLES = ("stats", "layout", "features")  # kinds of arrays [rows, tensors, last]
+MOST_ACROSS = 1 << 23  # inner chunks of one row of values, 2 TiB; metadata that says more is not believed
+
 LAYOUT_DIMS = 8  # sizes kept per row in `layout`; a tensor of higher rank gets a wider array
 
 _COLLECTION = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -123,17 +126,46 @@ class Place:
 
 @dataclass
 class Entry:
-    """A catalogue entry: the tensor and its places. A new place is added at the end; old ones keep their rows."""
+    """A catalogue entry: the tensor and its places. A new place is added at the end; old ones keep their rows.
+
+    `since`: the collection's row in which it was first saved. A catalogue is written before the rows that need it, so
+    that row may not be there.
+    """
 
     info: TensorInfo
     slots: list[ValueSlot] = field(default_factory=list)
     stats: list[Place] = field(default_factory=list)
     layout: list[Place] = field(default_factory=list)
     features: list[Place] = field(default_factory=list)
+    since: int = 0
+
+
+def plain_info(info: TensorInfo) -> TensorInfo:
+    """Return the info with plain numbers and text, as JSON needs them. Raises TypeError for what is neither."""
+    out: dict[str, Any] = {}
+    for spec in dataclasses.fields(TensorInfo):
+        value = getattr(info, spec.name)
+        if isinstance(value, str | bool | None):
+            out[spec.name] = value
+        elif hasattr(value, "__index__"):
+            out[spec.name] = value.__index__()
+        elif isinstance(value, list | tuple):
+            out[spec.name] = tuple(v if isinstance(v, str) else v.__index__() for v in value)
+        else:
+            raise TypeError(f"{spec.name} of {info.name!r} must be a number or text, not {value!r}")
+    return TensorInfo(**out)
 
 
 _TUPLES = ("shape", "aliases", "tags", "global_shape", "global_offset")
 _PLACES = ("stats", "layout", "features")
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int | None": int,
+    "bool | None": bool,
+    "tuple[int, ...]": list,
+    "tuple[str, ...]": list,
+    "tuple[int, ...] | None": list,
+}
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
@@ -143,6 +175,8 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
         value = getattr(entry.info, spec.name)
         if spec.default is dataclasses.MISSING or value != spec.default:
             out[spec.name] = list(value) if isinstance(value, tuple) else value
+    if entry.since:
+        out["since"] = entry.since
     out["slots"] = [[s.array, s.offset, s.capacity, s.dtype] for s in entry.slots]
     for kind in _PLACES:
         places: list[Place] = getattr(entry, kind)
@@ -153,14 +187,19 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
 
 def entry_from_json(data: Mapping[str, Any]) -> Entry:
     """Read what `entry_to_json` wrote. Fields of later versions are ignored. Raises KeyError, TypeError, ValueError."""
-    known = {spec.name for spec in dataclasses.fields(TensorInfo)}
-    fields = {key: value for key, value in data.items() if key in known and value is not None}
+    if not isinstance(data["name"], str) or not isinstance(data["collection"], str):
+        raise TypeError("name and collection are text")
+    fields: dict[str, Any] = {}
+    for spec in dataclasses.fields(TensorInfo):
+        value = data.get(spec.name)
+        if isinstance(value, _JSON_TYPES[str(spec.type)]):
+            fields[spec.name] = value  # any other is as good as not told: it only describes
     for key in _TUPLES:
         if key in fields:
             fields[key] = tuple(str(v) if key in ("aliases", "tags") else _natural(v) for v in fields[key])
-    if not isinstance(fields["name"], str) or not isinstance(fields["collection"], str):
-        raise TypeError("name and collection are text")
-    entry = Entry(TensorInfo(**fields))
+    if "shape" not in fields and "shape" in data:
+        raise TypeError(f"the shape of {data['name']!r} is no list")
+    entry = Entry(TensorInfo(**fields), since=_natural(data.get("since", 0)))
     for array, offset, capacity, dtype in data.get("slots", ()):
         entry.slots.append(ValueSlot(str(array), _natural(offset), _natural(capacity), str(dtype)))
     for kind in _PLACES:
@@ -393,9 +432,15 @@ def spec_from_json(path: str, data: Mapping[str, Any]) -> ArraySpec:
     if any(s % c for s, c in zip(shard, chunk, strict=True)):
         raise ValueError(f"{path}: inner chunks do not divide the shard")
     facts = data.get("attributes", {}).get("smdbg", {})
+    kind, first_row = str(facts.get("kind", "")), _natural(facts.get("first_row", 0))
+    _check_layout(path, kind, tuple(shape[1:]), shard, chunk)
+    if first_row > shape[0]:
+        raise ValueError(f"{path}: begins behind its end")
+    if product(shape[1:]) * ZARR_ITEMSIZE[dtype] >= 1 << 62:
+        raise ValueError(f"{path}: rows of {shape[1:]} elements are not believed")
     return ArraySpec(
         path,
-        str(facts.get("kind", "")),
+        kind,
         dtype,
         tuple(shape[1:]),
         shard,
@@ -403,8 +448,21 @@ def spec_from_json(path: str, data: Mapping[str, Any]) -> ArraySpec:
         tuple(str(d) for d in data.get("dimension_names") or ()),
         sharded,
         tuple(str(s) for s in facts.get("statistics", ())),
-        _natural(facts.get("first_row", 0)),
+        first_row,
     )
+
+
+def _check_layout(path: str, kind: str, tail: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]) -> None:
+    """Raise ValueError unless chunks lie as `values_spec` and `table_spec` lay them: offsets are computed from that."""
+    if kind in TABLES and not (len(tail) == 2 and chunk[1:] == shard[1:] == tail):
+        raise ValueError(f"{path}: a table's chunks are not whole rows")
+    if kind == "values":
+        if len(tail) != 1 or tail[0] % chunk[1] or shard[1] > tail[0]:
+            raise ValueError(f"{path}: chunks do not divide a row")
+        if chunk[0] != 1 and chunk[1] != tail[0]:
+            raise ValueError(f"{path}: chunks hold parts of several rows")
+        if tail[0] // chunk[1] > MOST_ACROSS:
+            raise ValueError(f"{path}: rows of {tail[0]} elements are not believed")
 
 
 def group_json(attributes: Mapping[str, Any], children: Mapping[str, Any] | None = None) -> dict[str, Any]:

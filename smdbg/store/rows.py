@@ -18,6 +18,7 @@ from smdbg.store.dtypes import decode, zarr_dtype
 from smdbg.store.format import (
     LAYOUT_DIMS,
     WIDE_ROW,
+    ZARR_ITEMSIZE,
     ArraySpec,
     Entry,
     Place,
@@ -35,8 +36,8 @@ Part = tuple[int, NDArray[Any]]  # (element offset in a row, elements)
 SHORT_ROW = 64 << 10  # bytes
 
 COUNT_ONLY = ("count",)
-COUNT_AND_LAST = ("count", "last")
-LATE_WIDTH = 32  # a further array leaves room for more latecomers
+FROM_VALUE = frozenset(statistics.ALWAYS + statistics.EXTRA)  # what the value of a single number tells by itself
+LATE_WIDTH = 32  # a further array leaves room for more latecomers, and for as many as came before
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class Item:
 
     `elements`: 1-d, of a Zarr data type, owned by the item (None when only `computed` is known). `info` carries logical
     dtype and shape of this very value. `computed`: statistics already known, in the order of `statistics`.
-    `recorded`: (how often a scalar was recorded in this step, its last value).
+    `recorded`: of a scalar that was recorded several times in this step, all its values; the mean is its value.
     """
 
     info: TensorInfo
     elements: NDArray[Any] | None
     statistics: tuple[str, ...]
     computed: NDArray[np.float64] | None = None
-    recorded: tuple[int, float] = (1, 0.0)
+    recorded: NDArray[Any] | None = None
     features: bool = False
 
 
@@ -110,12 +111,14 @@ class Narrow:
         """Tell whether `row` is the last one of its shard."""
         return self._shard is not None and row + 1 == self._row0 + self.spec.shard[0]
 
-    def flush(self, put: Put) -> None:
-        """Put the shard as it is, if it changed."""
+    def flush(self, put: Put, rows: int = 0) -> None:
+        """Put the shard as it is, if it changed; let go of it once the collection has more `rows` than it holds."""
         if self.dirty and self._shard is not None:
             groups = -(-self._used // self.spec.chunk[0])
             put(self.spec.key(self._row0), self._shard.seal(groups * self.spec.chunks_per_row))
             self.dirty = False
+        if rows >= self._row0 + self.spec.shard[0]:
+            self._shard = None
 
 
 @dataclass
@@ -204,7 +207,7 @@ class Collection:
             info = item.info
             entry = self.entries.get(info.name)
             if entry is None:
-                entry = self.entries[info.name] = Entry(info)
+                entry = self.entries[info.name] = Entry(info, since=self.rows)
                 self.version += 1
             if not any(self.tables[p.array].spec.statistics == names for p in entry.stats):
                 tables.setdefault(names, []).append(entry)
@@ -231,7 +234,7 @@ class Collection:
         else:
             of_kind = [a for a, held in self.tables.items() if held.spec.kind == kind]
             array = kind if not of_kind else f"{kind}-{len(of_kind)}"
-            width = need if not of_kind else max(need, LATE_WIDTH)
+            width = need if not of_kind else max(need, LATE_WIDTH, sum(self._used[a] for a in of_kind))
             self._make_table(array, kind, width, names, last, same_names=not of_kind)
         places, at = [], self._used[array]
         for count in counts:
@@ -262,7 +265,11 @@ class Collection:
         else:
             of_dtype = [a for a, held in self.values.items() if held.spec.dtype == dtype]
             array = dtype if not of_dtype else f"{dtype}-{len(of_dtype)}"
-            spec = values_spec(self.name, array, dtype, need if not of_dtype else max(need, LATE_WIDTH))
+            if of_dtype:
+                # As much again as there is, so that latecomers need few arrays; but no array is made wide by it.
+                before = min(sum(self._used[a] for a in of_dtype), SHORT_ROW // ZARR_ITEMSIZE[dtype])
+                need = max(need, LATE_WIDTH, before)
+            spec = values_spec(self.name, array, dtype, need)
             is_wide = product(spec.tail) * spec.itemsize >= WIDE_ROW
             self.values[array] = Wide(spec) if is_wide else Narrow(spec)
             self._used[array] = 0
@@ -347,26 +354,22 @@ def _slot_for(entry: Entry, dtype: str, size: int) -> int | None:
 
 def _kept_statistics(item: Item, value_kept: bool) -> tuple[str, ...]:
     """Return what to keep of an item: of a single number whose value is kept anyway, only what that does not tell."""
-    repeated = item.recorded[0] != 1
+    names = item.statistics
     if value_kept and item.info.shape == () and not item.info.dtype.startswith(("str", "bytes", "M8", "m8")):
-        return COUNT_AND_LAST if repeated else COUNT_ONLY
-    return (*item.statistics, "last") if repeated else item.statistics
+        names = ("count", *(name for name in names if name not in FROM_VALUE))
+    return names if item.recorded is None else (*names, "last")
 
 
 def _statistics_of(item: Item, names: tuple[str, ...]) -> NDArray[np.float64]:
-    count, last = item.recorded
     if names == COUNT_ONLY:
         return np.ones(1)
-    if names == COUNT_AND_LAST:
-        return np.array([count, last], np.float64)
+    if item.recorded is not None:  # of all that was recorded in the step: `count` numbers, the last one apart
+        last = item.recorded[-1]
+        return np.append(statistics.compute(item.recorded, names[:-1]), abs(last) if np.iscomplex(last) else last.real)
     if item.computed is not None:
         return item.computed
     assert item.elements is not None
-    found = statistics.compute(decode(item.elements, item.info.dtype, item.info.shape), item.statistics)
-    if names == item.statistics:
-        return found
-    found[item.statistics.index("count")] = count
-    return np.append(found, last)
+    return statistics.compute(decode(item.elements, item.info.dtype, item.info.shape), names)
 
 
 def renamed(item: Item, name: str) -> Item:

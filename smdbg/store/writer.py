@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from smdbg.errors import SmdbgError, StoreError
+from smdbg.errors import AccessRefused, SmdbgError, StoreError
 from smdbg.store.backend import Backend, Missing
 from smdbg.store.format import (
     CAPACITY_ROWS,
@@ -120,6 +120,7 @@ class Writer:
         self._waiting = False  # rows wait that nobody is in a hurry for
         self._told_rows: dict[str, int] = {}  # what the store's metadata says now
         self._told_state: Any = None
+        self._told_group: dict[str, Any] = {}
         self._version = 0
         self._described: Any = None
         self._last_flush = -FLUSH_SECONDS
@@ -188,10 +189,16 @@ class Writer:
         """Leave the reason in the run, and the steps before the failure if the store still takes them."""
         if self._uploader.give_up.is_set():
             return
+        status = f"failed: hook switched off: {self.failure}"
         try:
-            self._finish(f"failed: hook switched off: {self.failure}")
+            self._finish(status)
         except BaseException:
-            log.exception("smdbg: the last state of this worker could not be written")
+            try:  # what was last told of this worker still holds, but for its status
+                facts = {**self._told_group["attributes"]["smdbg"], "status": status}
+                group = {**self._told_group, "attributes": {"smdbg": with_checksum(facts)}}
+                self._backend.put(f"{self._base}/zarr.json", _json(group))
+            except BaseException:
+                log.exception("smdbg: the last state of this worker could not be written")
 
     def _loop(self) -> None:
         self._put_metadata()
@@ -300,7 +307,7 @@ class Writer:
             return
         for collection in self._collections.values():
             for held in collection.narrow():
-                held.flush(self._put)
+                held.flush(self._put, collection.rows)
             self._put_coordinate(collection, only_full=True)
         self._put_metadata()
         self._await_stored()
@@ -351,9 +358,11 @@ class Writer:
             self._backend.get(worker_key(self._facts.rank, self._facts.attempt + 1) + "/zarr.json")
         except Missing:
             return False
-        except SmdbgError:
+        except AccessRefused:
             self._may_look = False  # a role that may only put; then nobody can tell us
             return False
+        except SmdbgError:
+            return False  # away for the moment
         return True
 
     # --- metadata ---
@@ -380,7 +389,9 @@ class Writer:
                 self._put(f"{path}/zarr.json", _json(children[path]))
         state = (self._catalogue_version(), self._drops(), self._status, dict(self.left_out))
         if rows_of != self._told_rows or state != self._told_state:
-            self._put("zarr.json", _json(group_json({"smdbg": self._describe()}, children)))
+            group = group_json({"smdbg": self._describe()}, children)
+            self._put("zarr.json", _json(group))
+            self._told_group = group
         self._told_rows, self._told_state = rows_of, state
 
     def _drops(self) -> tuple[int, int]:
@@ -429,8 +440,13 @@ def worker_attributes(
         "collections": dict(collections or {}),
         "catalogue": catalogue or [],
     }
-    out["crc32c"] = crc32c(canonical(out))
-    return out
+    return with_checksum(out)
+
+
+def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a worker's facts with the checksum over all other keys."""
+    out = {key: value for key, value in facts.items() if key != "crc32c"}
+    return {**out, "crc32c": crc32c(canonical(out))}
 
 
 def _json(data: Any) -> bytes:
