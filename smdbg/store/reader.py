@@ -6,7 +6,6 @@ Nothing is believed that the commit log does not list, and no size from metadata
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,28 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smdbg import stats as statistics
 from smdbg.errors import DamagedData, NewerFormat, NotARun, RunNotFound
 from smdbg.store.backend import Backend, Missing, Range
+from smdbg.store.checks import check_collections, check_places, check_root, check_spec, check_worker
 from smdbg.store.chunks import cut, read_elements, read_rows
-from smdbg.store.dtypes import MOST_EMPTY, decode, zarr_dtype
+from smdbg.store.dtypes import decode
 from smdbg.store.format import (
     END_TIME,
     FORMAT,
     LOG_COLUMNS,
     LOG_ROWS,
-    MAX_COLLECTIONS,
-    TABLES,
     ArraySpec,
     Entry,
-    Place,
     canonical,
     entry_from_json,
     log_spec,
     parse_worker,
     product,
     spec_from_json,
-    valid_collection,
     worker_key,
 )
 from smdbg.store.shard import crc32c, intact
@@ -46,15 +41,12 @@ from smdbg.store.shard import crc32c, intact
 LOST_SECONDS = 60.0
 LONGEST_LOG = 1 << 32  # steps; metadata that says more is not believed
 FEW_CHUNKS = 16  # of a log; more are not asked for before they were seen in a listing
-LATEST = 253402300800.0  # unix seconds of the year 10000, which no date holds
-MOST_DIMS = 64
 CACHE_BYTES = 256 << 20
 SMALL_TABLE = 8 << 20
 
 Log = NDArray[np.int64]
 _SAVED, _RAW = LOG_COLUMNS.index("saved"), LOG_COLUMNS.index("raw")
 _VERSION = LOG_COLUMNS.index("catalogue_version")
-_STORED = frozenset((*statistics.STORED, "last"))
 
 
 @dataclass
@@ -335,36 +327,8 @@ def _read_root(backend: Backend) -> dict[str, Any]:
         raise NewerFormat(f"{backend.url} has format {version!r}; this smdbg reads up to {FORMAT}: upgrade it")
     if not isinstance(facts.get("writers"), list) or not all(isinstance(r, int) for r in facts["writers"]):
         raise NotARun(f"{backend.url} is not a run: its zarr.json does not say who writes it")
-    _check_root(backend.url, facts)
+    check_root(backend.url, facts)
     return dict(facts)
-
-
-def _check_root(url: str, facts: Mapping[str, Any]) -> None:
-    """Raise DamagedData for facts of a run that are of the wrong kind; one that is not told is no harm."""
-    created = facts.get("created", 0.0)
-    good = {
-        "created": _is_number(created) and 0 <= created < LATEST,
-        "world_size": _is_count(facts.get("world_size", 1)),
-        "versions": isinstance(facts.get("versions", {}), dict),
-        "hyperparameters": isinstance(facts.get("hyperparameters", {}), dict),
-        "argv": isinstance(facts.get("argv", []), list) and all(isinstance(a, str) for a in facts.get("argv", [])),
-    }
-    _refuse_bad(f"{url}: the run's zarr.json", good, facts)
-
-
-def _refuse_bad(where: str, good: Mapping[str, bool], facts: Mapping[str, Any]) -> None:
-    for name, fine in good.items():
-        if not fine:
-            told = f"has {name} {str(facts[name])[:40]!r}" if name in facts else f"lacks {name}"
-            raise DamagedData(f"{where} is damaged: it {told}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
 Key = tuple[int, int]
@@ -387,22 +351,8 @@ def _parse_group(backend: Backend, key: Key, data: bytes) -> dict[str, Any]:
         raise DamagedData(f"{name}: the worker's zarr.json is damaged ({type(error).__name__})") from error
     if not good:
         raise DamagedData(f"{name}: the worker's zarr.json does not match its checksum")
-    _check_worker(name, facts)
+    check_worker(name, facts)
     return group
-
-
-def _check_worker(name: str, facts: Mapping[str, Any]) -> None:
-    """Raise DamagedData for facts of a worker that are missing or of the wrong kind."""
-    good = {
-        "status": isinstance(facts.get("status"), str),
-        "catalogue_version": _is_count(facts.get("catalogue_version")),
-        "dropped_steps": _is_count(facts.get("dropped_steps")),
-        "dropped_rows": _is_count(facts.get("dropped_rows")),
-        "mesh": isinstance(facts.get("mesh"), dict),
-        "collections": isinstance(facts.get("collections"), dict),
-        "catalogue": isinstance(facts.get("catalogue"), list),
-    }
-    _refuse_bad(f"{name}: the worker's zarr.json", good, facts)
 
 
 def _read_logs(backend: Backend, groups: Mapping[Key, dict[str, Any]]) -> dict[Key, tuple[Log, float]]:
@@ -480,75 +430,13 @@ def _attempt(backend: Backend, key: Key, group: dict[str, Any], log: Log, seen: 
         children = group["consolidated_metadata"]["metadata"]
         specs = {p: spec_from_json(p, m) for p, m in children.items() if m["node_type"] == "array"}
         entries = {entry.info.name: entry for entry in map(entry_from_json, facts["catalogue"])}
-        _check_collections(facts["collections"])
+        check_collections(facts["collections"])
         for spec in specs.values():
-            _check_spec(spec)
+            check_spec(spec)
         for entry in entries.values():
             if entry.info.collection not in facts["collections"]:
                 raise ValueError("a tensor of no collection")
-            _check_places(entry, specs)
+            check_places(entry, specs)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DamagedData(f"{name}: the catalogue is damaged ({error})") from error
     return Attempt(key[0], key[1], facts, entries, specs, log, seen)
-
-
-def _check_collections(collections: Mapping[str, Any]) -> None:
-    """Raise ValueError unless each collection has a name that makes a key, and a bit of its own."""
-    bits = [about["bit"] for about in collections.values()]
-    if not all(_is_count(bit) and bit < MAX_COLLECTIONS for bit in bits) or len(set(bits)) < len(bits):
-        raise ValueError("collection bits")
-    if not all(map(valid_collection, collections)):
-        raise ValueError("collection names")
-
-
-def _check_spec(spec: ArraySpec) -> None:
-    """Raise ValueError for a table that does not hold what its kind says."""
-    names, last = spec.statistics, spec.tail[-1] if spec.tail else 0
-    if spec.kind in TABLES and spec.dtype != {"stats": "float64", "layout": "int64", "features": "float32"}[spec.kind]:
-        raise ValueError(f"{spec.path}: {spec.kind} of data type {spec.dtype}")
-    if spec.kind == "layout" and not 2 < last <= 2 + MOST_DIMS:
-        raise ValueError(f"{spec.path}: shapes of {last - 2} sizes")
-    if spec.kind == "features" and names != statistics.FEATURES:
-        raise ValueError(f"{spec.path}: unknown features")
-    if spec.kind in ("stats", "features") and (len(names) != last or len(set(names)) < len(names)):
-        raise ValueError(f"{spec.path}: {len(names)} names for {last} statistics")
-    if spec.kind == "stats":
-        if names[:1] != ("count",) or ("min" in names and not set(statistics.ALWAYS) <= set(names)):
-            raise ValueError(f"{spec.path}: statistics without {'min' if 'count' in names else 'count'} and the like")
-        unknown = [name for name in names if name not in _STORED]
-        if unknown:
-            raise ValueError(f"{spec.path}: unknown statistic {unknown[0]!r}; a newer smdbg may know it")
-
-
-def _check_places(entry: Entry, specs: Mapping[str, ArraySpec]) -> None:
-    """Raise ValueError unless every place of a tensor lies in an array of the right kind, and within it."""
-    name, home, shape = entry.info.name, entry.info.collection, entry.info.shape
-    texts = [slot.dtype in ("str", "bytes") for slot in entry.slots[:1]]
-    if len(shape) > MOST_DIMS or product([n for n in shape if n]) * 16 >= 1 << 63:
-        raise ValueError(f"{name!r} has a shape that no array has")
-    if any(texts) and (not shape or (shape[-1] == 0 and product(shape[:-1]) > MOST_EMPTY)):
-        raise ValueError(f"{name!r} has a shape that no text has")
-    for kind in TABLES:
-        places: list[Place] = getattr(entry, kind)
-        for place in places:
-            spec = _array_of(specs, home, place.array, kind, name)
-            if place.index + place.count > spec.tail[0] or (kind != "features" and place.count != 1):
-                raise ValueError(f"{name!r} lies outside of {spec.path}")
-            if kind == "stats" and "min" not in spec.statistics and entry.slots:
-                if all(slot.dtype.startswith(("str", "bytes", "M8", "m8")) for slot in entry.slots):
-                    raise ValueError(f"{name!r} is text and lies in {spec.path}, of numbers")
-    for slot in entry.slots:
-        spec = _array_of(specs, home, slot.array, "values", name)
-        if slot.offset + max(1, slot.capacity) > spec.tail[0]:
-            raise ValueError(f"{name!r} lies outside of {spec.path}")
-        if zarr_dtype(slot.dtype) != spec.dtype:
-            raise ValueError(f"{name!r} is {slot.dtype} and lies in {spec.path}, of {spec.dtype}")
-
-
-def _array_of(specs: Mapping[str, ArraySpec], home: str, array: str, kind: str, name: str) -> ArraySpec:
-    spec = specs.get(f"{home}/{array}")
-    if spec is None or "/" in array:
-        raise ValueError(f"{name!r} names an array {home}/{array} that the group does not have")
-    if spec.kind != kind:
-        raise ValueError(f"{name!r} has {kind} in {spec.path}, which holds {spec.kind or 'something else'}")
-    return spec
