@@ -61,7 +61,9 @@ def command(session: Session, form: Format, url: str | None) -> None:
     except (RunNotFound, NotARun) as error:
         found = list_runs(where, storage_options=options)
         if not found and (url or session.run):
-            raise error from None
+            if isinstance(error, NotARun):
+                raise NotARun(f"{where}: it is no run, and there is none in it. `smdbg demo` writes two.") from None
+            raise RunNotFound(f"{where}: there is nothing. Give a folder of runs, a run, or a URL of one.") from None
         records = _read(found, options)
         listing(records, _columns(), form)
         if not records:
