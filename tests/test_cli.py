@@ -217,7 +217,14 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     make_run("run", 1)
     os.mkfifo(tmp_path / "pack.yaml")  # a pack that is never written to its end holds the command
     command = [*SMDBG, "--run", "run", "check", "--pack", "./pack.yaml"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A job in the background of a shell ignores the signal, and so would everything it starts.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     with open("pack.yaml", "w"):  # opens when the command does
         for _ in range(15):  # a signal that comes just before a blocking read is seen only at its end: send another
             process.send_signal(signal.SIGINT)

@@ -119,7 +119,7 @@ def _key(finding: Finding, catalogue: Mapping[str, TensorInfo], position: Mappin
         place,
         order is None,
         order or 0,
-        finding.onset[1],
+        interval(finding, info)[1],
         where,
         -finding.severity.rank,
         finding.rule,
