@@ -1,6 +1,6 @@
 """A classifier of handwritten digits in PyTorch, watched by smdbg: four lines do it, marked with `<-`.
 
-    pip install 'smdbg[torch,examples]'
+    pip install '.[torch,examples]'
     python examples/torch_digits.py --run runs/digits
     smdbg check --run runs/digits
 
