@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 # More arguments for pytest: make test ARGS='-k select --cov'
 ARGS ?=
+CHAOS ?= --rounds 100
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo test lint types bench docs wheel clean
+.PHONY: help demo test lint types bench chaos docs wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +32,9 @@ types: $(VENV)/.dev ## mypy, strict
 
 bench: $(VENV)/.dev ## measure, and print the figures of benchmarks/RESULTS.md anew
 	$(PY) benchmarks/run.py
+
+chaos: $(VENV)/.dev ## a hundred trainings under random faults: CHAOS='--rounds 1 --seed 7' repeats one
+	$(PY) tests/chaos.py $(CHAOS)
 
 docs: $(VENV)/.dev ## write the generated pages of docs/ anew
 	$(PY) docs/generate.py

@@ -6,12 +6,9 @@ The saving is done in a process of its own, so that its growth is that of the wr
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import child
 from setting import Setting
 from timing import Line
 from workload import step, stored
@@ -26,11 +23,7 @@ STEPS = 25
 def measure(setting: Setting) -> list[Line]:
     """Return the lines."""
     steps = 4 if setting.quick else STEPS
-    program = "import sys, memory; memory.main(sys.argv[1], int(sys.argv[2]))"
-    command = [sys.executable, "-c", program, setting.s3_url(), str(steps)]
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **paths})
-    found = json.loads(done.stdout)
+    found = child.run("memory.main", setting.s3_url(), steps)
     peak, grown = found["peak"], found["grown"]
     bound = f"{BOUND / MIB:.0f} MiB, the bound"
     note = "by the writer's own accounts, which do not go beyond it: the next line shows what they leave out; "
@@ -42,26 +35,17 @@ def measure(setting: Setting) -> list[Line]:
     return lines
 
 
-def resident(field: str) -> int | None:
-    """Return VmRSS (now) or VmHWM (at most so far) of this process in bytes; None where there is no /proc."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def main(url: str, steps: int) -> None:
+def main(url: str, steps: str) -> None:
     """Save steps back to back, and print peak, growth (bytes) and seconds as JSON. What the other process runs."""
     saved = step()
     with Hook(url, buffer_bytes=BOUND, when_full="block") as hook:
-        before = resident("VmRSS")
+        before = child.resident("VmRSS")
         start = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(int(steps)):
             saved.save(hook)
         stored(hook)
         seconds = time.perf_counter() - start
-        most = resident("VmHWM")
+        most = child.resident("VmHWM")
         writer = hook._writer
         assert writer is not None
         peak = writer.room.peak

@@ -42,6 +42,8 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def _ratio(line: Line) -> str:
+    if not line.ratios:
+        return ""
     if len(line.ratios) == 1:
         return f"{line.ratio:.2f}"
     return f"{line.ratio:.2f} ({min(line.ratios):.2f} to {max(line.ratios):.2f})"

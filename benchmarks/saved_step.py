@@ -6,16 +6,11 @@ Every round writes a run of its own, whose first step, which makes arrays and ca
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
-from s3_server import S3Server
+from counting import Requests
+from place import Bucket, Folder, Place
 from setting import Setting, folder
 from timing import Action, Cost, Line, compare, compare_processor, interleaved, timed
 from workload import Step, stored
@@ -23,104 +18,7 @@ from workload import Step, stored
 from smdbg import Hook
 
 LATENCY_ROUNDS, ROUNDS, STEPS = 31, 5, 10
-COUNTED_SECONDS = 0.1  # the server counts a request a moment after it has answered
-GOAL_S3 = 1.5
-
-
-class Place(Protocol):
-    """Where steps and raw bytes go. `verb`: what writing raw is called; `goal`: of the ratio to it."""
-
-    verb: str
-    goal: float | None
-    url: str
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write an object, once, as plainly as it can be done."""
-
-    def clear(self) -> None:
-        """Take away what was written, where that gives memory back for the next round."""
-
-
-class Bucket:
-    """An S3 bucket; raw PUTs go through the very client that hooks use."""
-
-    verb: str = "PUT"
-    goal: float | None = GOAL_S3
-
-    def __init__(self, url: str) -> None:
-        """Take the client that a hook has made."""
-        import s3fs
-
-        self.url = url
-        with Hook(f"{url}/first"):
-            self._client = s3fs.S3FileSystem.current()
-
-    def write(self, name: str, data: bytes) -> None:
-        """One PUT."""
-        self._client.pipe_file(f"{self.url}/{name}", data)
-
-    def clear(self) -> None:
-        """Nothing: the server frees no space, and needs none back."""
-
-
-class Folder:
-    """A folder; a raw write is written beside its place and renamed, so that readers see it whole."""
-
-    verb: str = "write"
-    goal: float | None = None
-
-    def __init__(self, root: Path) -> None:
-        """Take an empty folder."""
-        self.url = str(root)
-        self._root = root
-
-    def write(self, name: str, data: bytes) -> None:
-        """One write and one rename."""
-        path = self._root / name
-        part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file:
-            file.write(data)
-        os.replace(part, path)
-
-    def clear(self) -> None:
-        """Remove everything. Memory that was never used before costs far more than memory that comes back."""
-        for found in self._root.iterdir():
-            shutil.rmtree(found) if found.is_dir() else found.unlink()
-
-
-@dataclass
-class Requests:
-    """Requests that a server answered while the hook was at work, by type, failed ones too; over `steps` steps."""
-
-    server: S3Server | None
-    steps: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def during(self, steps: int, action: Action) -> Cost:
-        """Do `action`, counting the requests in the meantime."""
-        before = self._now()
-        cost = action()
-        for kind, count in self._now().items():
-            self.counts[kind] = self.counts.get(kind, 0) + count - before.get(kind, 0)
-        self.steps += steps
-        return cost
-
-    def _now(self) -> dict[str, int]:
-        out: dict[str, int] = {}
-        if self.server is None:
-            return out
-        time.sleep(COUNTED_SECONDS)
-        for (_, kind), count in self.server.request_counts().items():
-            out[kind] = out.get(kind, 0) + count
-        return out
-
-    def text(self) -> str:
-        """Return the requests per step, such as '3.2 PUT, 0 GET, 0 LIST ...', or nothing without a server."""
-        if self.server is None:
-            return ""
-        kinds = {"PUT": 0, "GET": 0, "LIST": 0, **self.counts}
-        shares = ", ".join(f"{count / self.steps:.3g} {kind}" for kind, count in kinds.items())
-        return f"{shares} a step, by the server's own count"
+MOST_PUTS = 3
 
 
 def on_s3(setting: Setting) -> list[Line]:
@@ -151,7 +49,7 @@ def _alone(setting: Setting, place: Place) -> list[Line]:
     )
     name, ours, base = f"one step until committed, against one raw {place.verb}", costs["ours"], costs["raw"]
     return [
-        compare(name, ours, base, place.goal, 1, requests.text()),
+        compare(name, ours, base, place.alone, 1, requests.text()),
         compare_processor("of it, processor time of this process", ours, base),
     ]
 
@@ -184,11 +82,16 @@ def _back_to_back(setting: Setting, place: Place) -> list[Line]:
     )
     start = f"{steps} steps back to back, each, against raw {place.verb}s from"
     ours = costs["ours"]
-    return [
-        compare(f"{start} one thread", ours, costs["one"], place.goal, steps, requests.text()),
-        compare(f"{start} two threads", ours, costs["two"], place.goal, steps),
+    lines = [
+        compare(f"{start} one thread", ours, costs["one"], place.one_thread, steps),
+        compare(f"{start} two threads", ours, costs["two"], place.two_threads, steps),
         compare_processor("of it, processor time of this process", ours, costs["two"], steps),
     ]
+    if requests.server is not None:
+        share = requests.found.total / requests.times  # whatever their type: there may be no GET and no LIST at all
+        base, note = f"{MOST_PUTS}", requests.text()
+        lines.append(Line("requests of each", f"{share:.3g}", base, [share / MOST_PUTS], 1.0, note=note))
+    return lines
 
 
 def _run(place: Place, name: str, saved: Step, steps: int, requests: Requests) -> Cost:

@@ -20,10 +20,18 @@ ENOUGH = 3 << 30
 
 @dataclass(frozen=True)
 class Setting:
-    """`server`: the S3 server, None where nobody asked for it. `quick`: tiny sizes, only to see that it runs."""
+    """`server`: the S3 server, None where nobody asked for it. `quick`: tiny sizes, only to see that it runs.
+
+    `size`: factor of what is large in the measurements of scale.
+    """
 
     server: S3Server | None
     quick: bool = False
+    size: float = 1.0
+
+    def sized(self, number: int, quick: int = 3) -> int:
+        """Return a large number as it is to be: `quick`, or times the factor."""
+        return quick if self.quick else max(1, round(number * self.size))
 
     def rounds(self, number: int) -> int:
         """Return how many rounds to measure, given how many it takes for a steady median."""

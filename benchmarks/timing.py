@@ -23,7 +23,8 @@ Action = Callable[[], Cost]  # does something once and returns what it took
 class Line:
     """One measured line: `ours` against `base`, with the ratio of each round (or of the one round there was).
 
-    `goal`: the ratio that is not to be exceeded (`at_least`: not to be fallen short of), None where there is none yet.
+    Without ratios it only tells a figure, or why there is none. `goal`: the ratio that is not to be exceeded
+    (`at_least`: not to be fallen short of), None where there is none yet.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Line:
     @property
     def verdict(self) -> str:
         """One of 'met', 'missed' and '' (no goal)."""
-        if self.goal is None:
+        if self.goal is None or not self.ratios:
             return ""
         met = self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
         return "met" if met else "missed"

@@ -121,6 +121,9 @@ def judge(report: Report, named: Sequence[str], fail_on: str, allow_incomplete: 
     if summary.switched_off:
         text = "the hook switched itself off during the training, so what came after was not saved"
         return Verdict(Exit.ERROR, f"No verdict: nothing was found, but {text}. Its log says why.")
+    if summary.damaged:
+        text = f"nothing was found, but part of the run cannot be read: {summary.damaged[0]}"
+        return Verdict(Exit.ERROR, f"No verdict: {text}. `smdbg verify` tells what is left.")
     if summary.dropped_rows or summary.dropped_steps:
         lost = f"{summary.dropped_steps} steps and {summary.dropped_rows} rows were dropped while the run was written"
         return Verdict(Exit.ERROR, f"No verdict: nothing was found, but {lost}.")

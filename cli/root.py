@@ -23,6 +23,9 @@ COMMANDS = {
     "check": Entry("check", "Run rules over a run and say what is wrong."),
     "rules": Entry("rules", "List the rules, or explain one."),
     "runs": Entry("runs", "List the runs of a folder, or describe one."),
+    "verify": Entry("verify", "Check every object of a run, and say what is damaged."),
+    "cp": Entry("cp", "Copy a run, between a folder and S3 or any two places."),
+    "prune": Entry("prune", "Delete values, collections or old runs; a dry run without --yes."),
     "demo": Entry("demo", "Write a broken run and a healthy one, and look at both."),
 }
 

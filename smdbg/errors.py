@@ -26,6 +26,10 @@ class AccessRefused(StoreError, PermissionError):
     """The store is there and said no: credentials, permissions, a read-only folder."""
 
 
+class CredentialsExpired(AccessRefused):
+    """The credentials were good once; new ones may come."""
+
+
 class RunNotFound(SmdbgError, FileNotFoundError):
     """There is nothing at the URL."""
 

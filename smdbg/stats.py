@@ -14,17 +14,16 @@ the table. Rules that hold for all of them:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from .errors import BadSelection, near
 from .stats_extra import (
-    BLOCK,
     FEATURES,
     HISTOGRAM,
     QUANTILES,
@@ -37,19 +36,22 @@ from .stats_extra import (
     exponents,
     features,
     hash_bits,
+    hash_of_pieces,
     histogram,
     is_numeric,
-    moments,
     overflow_share,
     quantiles,
     row_statistic,
     underflow_share,
 )
+from .stats_kernel import Passes, cheap, without_finite
+from .stats_many import packable, packed
 
 __all__ = [
     "ALWAYS", "DEFAULT", "DERIVED", "EXTRA", "FEATURES", "HASH", "HISTOGRAM", "QUANTILES", "STATISTICS", "STORED",
-    "VALUES", "Statistic", "compute", "derive", "exponent_histogram_names", "features", "from_value", "hash_bits",
-    "merge", "overflow_share", "reduce", "required", "scalar_stats", "underflow_share",
+    "VALUES", "Statistic", "compute", "compute_many", "compute_pieces", "derive", "exponent_histogram_names",
+    "features", "from_value", "hash_bits", "merge", "overflow_share", "reduce", "required", "scalar_stats",
+    "underflow_share",
 ]  # fmt: skip
 
 
@@ -130,15 +132,15 @@ def _look_up(name: str) -> Statistic:
 
 
 @lru_cache(maxsize=256)
-def _wanted(names: tuple[str, ...]) -> tuple[bool, bool, bool, bool, frozenset[str]]:
-    """Return which passes `names` need: sum, squares, absolute values, zeros, and the costlier groups."""
+def _wanted(names: tuple[str, ...]) -> tuple[Passes, frozenset[str]]:
+    """Return which passes `names` need, and which of the costlier groups."""
     for name in names:
         if _look_up(name).group in ("derived", "values"):
             raise BadSelection(f"The statistic {name!r} is not stored. Ask for it when reading, from reduce or derive.")
     have = set(names)
     squares, absolute = bool(have & {"std", "l2"}), bool(have & {"l1", "abs_mean"})
     groups = frozenset(STATISTICS[name].group for name in names) - {"always", "extra"}
-    return bool(have & {"mean", "std"}), squares, absolute, "zeros" in have, groups
+    return Passes(bool(have & {"mean", "std"}), squares, absolute, "zeros" in have), groups
 
 
 def compute(array: Any, names: Sequence[str] = DEFAULT) -> Floats:
@@ -148,82 +150,67 @@ def compute(array: Any, names: Sequence[str] = DEFAULT) -> Floats:
     in float64 to 1e-5 relative and mostly far better, whatever the scale or the cancellation (mean 1000, std 0.01).
     Raises BadSelection for a name that is not stored and for arrays of Python objects.
     """
+    return _stored([as_array(array)], tuple(names))
+
+
+def compute_pieces(pieces: Sequence[Array], names: Sequence[str] = DEFAULT) -> Floats:
+    """Return compute of the concatenation of 1-d arrays of one dtype, which is not made (but for quantiles).
+
+    Pieces may lie anywhere in memory, aligned or not. No pieces at all count as an empty array. Raises BadSelection as
+    compute does and for pieces of different dtypes.
+    """
+    arrays = [as_array(piece) for piece in pieces] or [np.zeros(0)]
+    for array in arrays:
+        if array.dtype != arrays[0].dtype:
+            raise BadSelection(f"Pieces of one value must be of one dtype, not {arrays[0].dtype} and {array.dtype}.")
+    return _stored(arrays, tuple(names))
+
+
+def compute_many(arrays: Sequence[Array], names: Sequence[str] = DEFAULT) -> Floats:
+    """Return float64 [len(arrays), len(names)]: compute of each, much faster where many of the arrays are small.
+
+    Counts, min and max are equal to those of compute, the rest is equal to 1e-9 relative and mostly far better. Raises
+    BadSelection as compute does.
+    """
     names = tuple(names)
-    *passes, groups = _wanted(names)
-    array = as_array(array)
+    passes, groups = _wanted(names)
+    held = [array if type(array) is np.ndarray else as_array(array) for array in arrays]
+    out = np.empty((len(held), len(names)))
+    small = [] if groups or not names else packable(held)
     with np.errstate(all="ignore"):
-        have = _cheap(array, *passes) if is_numeric(array.dtype) else _without_finite({"count": float(array.size)})
+        for part, have in packed([held[i] for i in small], passes):
+            out[small[part]] = np.stack([have[name] for name in names], axis=1) + 0.0  # no -0.0, as in compute
+    if len(small) < len(held):
+        for i in set(range(len(held))).difference(small):
+            out[i] = compute(held[i], names)
+    return out
+
+
+def _stored(pieces: Sequence[Array], names: tuple[str, ...]) -> Floats:
+    passes, groups = _wanted(names)
+    size = sum(piece.size for piece in pieces)
+    with np.errstate(all="ignore"):
+        if is_numeric(pieces[0].dtype):
+            parts = blocks(pieces[0]) if len(pieces) == 1 else chain.from_iterable(map(blocks, pieces))
+            have = cheap(parts, size, passes)
+        else:
+            have = without_finite({"count": float(size)})
         if groups:
-            _costly(array, groups, have)
-    return np.array([have[name] for name in names], dtype=np.float64) + 0.0  # no -0.0: nobody wants to read that
+            _costly(pieces, groups, have)
+    return np.array([have[name] + 0.0 for name in names], dtype=np.float64)  # no -0.0: nobody wants to read that
 
 
-def _without_finite(counts: dict[str, float]) -> dict[str, float]:
-    nothing = math.nan
-    blank = {"min": nothing, "max": nothing, "mean": nothing, "std": nothing, "abs_max": nothing, "abs_mean": nothing}
-    return {"nan": 0.0, "posinf": 0.0, "neginf": 0.0, "zeros": 0.0, "l1": 0.0, "l2": 0.0, **blank, **counts}
-
-
-def _costly(array: Array, groups: frozenset[str], have: dict[str, float]) -> None:
+def _costly(pieces: Sequence[Array], groups: frozenset[str], have: dict[str, float]) -> None:
     if "hash" in groups:
-        have["hash_hi"], have["hash_lo"] = hash_bits(array)
+        have["hash_hi"], have["hash_lo"] = hash_of_pieces(pieces)
     if "quantiles" in groups:
-        found = quantiles(as_float64(array).reshape(-1), [int(name[1:]) / 100 for name in QUANTILES])
+        whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        found = quantiles(as_float64(whole).reshape(-1), [int(name[1:]) / 100 for name in QUANTILES])
         have.update(zip(QUANTILES, found.tolist(), strict=True))
     if "histogram" in groups:
-        have.update(zip(HISTOGRAM, histogram(array, have["min"], have["max"]).tolist(), strict=True))
+        have.update(zip(HISTOGRAM, histogram(pieces, have["min"], have["max"]).tolist(), strict=True))
     if "exponents" in groups:
-        have.update(exponents(array))
-
-
-def _cheap(array: Array, need_sum: bool, need_squares: bool, need_abs: bool, need_zeros: bool) -> dict[str, float]:
-    """Return the statistics of DEFAULT as far as asked for; the others are left at their start values."""
-    size = array.size
-    nan = posinf = neginf = zeros = n = 0
-    low, high = math.inf, -math.inf
-    mean = std = l2 = abs_mean = 0.0
-    direct = array.dtype.char in "fd"  # float32 and float64 are scanned where they lie
-    numbers = need_sum or need_squares or need_abs
-    buffer = np.empty(min(size, BLOCK)) if numbers or not direct else None
-    for block in blocks(array):
-        x: Array = block if direct or buffer is None else as_float64(block, buffer[: block.size])
-        least, most = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
-        if not (math.isfinite(least) and math.isfinite(most)):  # NaN passes through both
-            nan += int(np.count_nonzero(np.isnan(x)))
-            posinf += int(np.count_nonzero(x == np.inf))
-            neginf += int(np.count_nonzero(x == -np.inf))
-            x = x[np.isfinite(x)]
-            if not x.size:
-                continue
-            least, most = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
-        low, high = min(low, least), max(high, most)
-        k = x.size
-        if need_zeros and least <= 0 <= most:
-            zeros += k - int(np.count_nonzero(x)) if k < 512 else int(np.count_nonzero(x == 0))
-        n += k
-        if not numbers or buffer is None:
-            continue
-        m, s, q, a = moments(x, least, most, buffer[:k], need_squares, need_abs)
-        if n == k:
-            mean, std, l2, abs_mean = m, s, q, a
-            continue
-        # Shares of the whole, not sums: sums of huge values overflow. Chan et al. for the deviation.
-        new, old = k / n, (n - k) / n
-        if need_squares:
-            l2 = math.hypot(l2, q)
-            gap = math.sqrt(new * old)
-            std = math.hypot(std * math.sqrt(old), s * math.sqrt(new), m * gap - mean * gap)
-        mean = mean * old + m * new
-        abs_mean = abs_mean * old + a * new
-    counts = {"count": float(size), "nan": float(nan), "posinf": float(posinf), "neginf": float(neginf)}
-    if not n:
-        return _without_finite(counts)
-    if low == high:
-        std = 0.0
-    return {
-        **counts, "min": low, "max": high, "mean": min(max(mean, low), high), "std": std, "l2": l2,
-        "abs_max": max(-low, high), "zeros": float(zeros), "l1": abs_mean * n, "abs_mean": abs_mean,
-    }  # fmt: skip
+        have.update(exponents(pieces))
 
 
 def merge(names: Sequence[str], a: Any, b: Any) -> Floats:

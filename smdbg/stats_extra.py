@@ -7,8 +7,8 @@ order, other byte order, integers, bool, complex, float16, long double, and the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ LOWEST, HIGHEST = -150, 128  # binary exponents of the outermost buckets; float3
 # Binary exponent of the smallest subnormal and of the largest finite value.
 NARROW = {"float16": (-24, 15), "bfloat16": (-133, 127), "float8_e4m3fn": (-9, 8), "float8_e5m2": (-16, 15)}
 
-_DOT = 4096
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # the increment and the two factors of splitmix64
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -57,15 +56,16 @@ def blocks(array: Array, order: str = "K") -> Iterator[Array]:
     """
     flat = None
     plain = array.dtype.isnative and array.flags.aligned
-    if plain and array.flags.c_contiguous:
+    if array.flags.c_contiguous:
         flat = array.reshape(-1)
-    elif plain and order == "K" and array.flags.f_contiguous:
+    elif order == "K" and array.flags.f_contiguous:
         flat = array.T.reshape(-1)
     elif array.size <= BLOCK:  # also because nditer of NumPy 1.26 may yield garbage for 0-d arrays
-        flat = array.astype(array.dtype.newbyteorder("="), order="C").reshape(-1)
+        flat = array.reshape(-1)
     if flat is not None:
         for start in range(0, flat.size, BLOCK):
-            yield flat[start : start + BLOCK]
+            block = flat[start : start + BLOCK]
+            yield block if plain else block.astype(array.dtype.newbyteorder("="))
         return
     flags: Any = ["external_loop", "buffered"]
     how: Any = [["readonly", "nbo", "aligned", "contig"]]
@@ -82,7 +82,7 @@ def as_float64(block: Array, out: Floats | None = None) -> Floats:
         wide = block.astype(np.complex128)  # the modulus of a complex64 may overflow float32
         np.hypot(wide.real, wide.imag, out=result)
         result[np.isnan(wide.real) | np.isnan(wide.imag)] = np.nan  # hypot(inf, nan) is inf
-    elif block.dtype.kind == "V" and block.dtype.itemsize == 1 and block.size > 256 and is_numeric(block.dtype):
+    elif block.dtype.kind in "Vf" and block.dtype.itemsize == 1 and block.size > 256 and is_numeric(block.dtype):
         table = np.arange(256, dtype=np.uint8).view(block.dtype).astype(np.float64)  # five times faster than a cast
         np.take(table, block.view(np.uint8), out=result, mode="clip")
     elif is_numeric(block.dtype):
@@ -92,52 +92,8 @@ def as_float64(block: Array, out: Floats | None = None) -> Floats:
     return result
 
 
-def square_sum(values: Floats) -> float:
-    """Return the sum of squares of 1-d float64 values."""
-    # Many short dot products in one call: BLAS would spread a long one over threads and take cores from the training.
-    whole = values.size // _DOT * _DOT
-    total = 0.0
-    if whole:
-        rows = values[:whole]
-        total = float(np.matmul(rows.reshape(-1, 1, _DOT), rows.reshape(-1, _DOT, 1)).sum())
-    rest = values[whole:]
-    return total + float(np.dot(rest, rest))
-
-
-def moments(
-    x: Array, low: float, high: float, buffer: Floats, squares: bool, absolute: bool
-) -> tuple[float, float, float, float]:
-    """Return (mean, std, l2, abs_mean) of finite `x` between low and high; may overwrite `buffer` (x may lie in it)."""
-    k, top = x.size, max(-low, high)
-    if low == high:
-        return low, 0.0, top * math.sqrt(k), top
-    if x.dtype != np.float64:
-        np.copyto(buffer, x)
-        x = buffer
-    exponent = 0
-    if not 1e-140 < top < 1e140:  # squares would overflow or vanish: take a power of two as the unit
-        exponent = math.frexp(top)[1]
-        x = np.ldexp(x, -exponent, out=buffer)
-    mean = float(np.add.reduce(x)) / k
-    std = l2 = 0.0
-    absolute_mean = abs(mean)
-    if squares:
-        square = square_sum(x)
-        l2 = math.sqrt(square)
-        variance = square / k - mean * mean
-        if variance < 1e-6 * (square / k):  # the digits cancelled: take the deviations themselves
-            away = x - mean
-            variance = square_sum(away) / k - (float(np.add.reduce(away)) / k) ** 2
-        std = math.sqrt(max(variance, 0.0))
-    if absolute and low < 0 < high:
-        absolute_mean = float(np.add.reduce(np.abs(x, out=buffer))) / k
-    if exponent:
-        mean, std, l2, absolute_mean = np.ldexp([mean, std, l2, absolute_mean], exponent).tolist()
-    return mean, std, l2, absolute_mean
-
-
-def _finite_blocks(array: Array) -> Iterator[Floats]:
-    for block in blocks(array):
+def _finite_blocks(pieces: Sequence[Array]) -> Iterator[Floats]:
+    for block in chain.from_iterable(map(blocks, pieces)):
         values = as_float64(block)
         yield values[np.isfinite(values)]
 
@@ -150,12 +106,17 @@ def hash_bits(array: Any, offset: int = 0) -> tuple[float, float]:
     several; a word w at position p adds splitmix64(w + (p + 1) * golden), so that one changed bit always changes the
     sum. Both halves are exact in float64. The same values in another dtype have another hash.
     """
-    array = as_array(array)
-    per = _words_per_element(array.dtype)
-    steps = np.arange(min(array.size, BLOCK) * per, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return hash_of_pieces([as_array(array)], offset)
+
+
+def hash_of_pieces(pieces: Sequence[Array], offset: int = 0) -> tuple[float, float]:
+    """Return hash_bits of the concatenation of arrays of one dtype."""
+    per = _words_per_element(pieces[0].dtype) if pieces else 1
+    largest = max((piece.size for piece in pieces), default=0)
+    steps = np.arange(min(largest, BLOCK) * per, dtype=np.uint64) * np.uint64(_GOLDEN)
     mixed, shifted = np.empty_like(steps), np.empty_like(steps)
     position, total = offset * per, 0
-    for block in blocks(array, "C"):
+    for block in chain.from_iterable(blocks(piece, "C") for piece in pieces):
         words = _words(block, per)
         z, t = mixed[: words.size], shifted[: words.size]
         np.add(steps[: words.size], words, out=z)
@@ -212,12 +173,15 @@ def quantiles(values: Floats, shares: Sequence[float]) -> Floats:
     return np.where(n == 0, np.nan, np.where(a == b, a, a * (1 - part) + b * part))
 
 
-def histogram(array: Array, low: float, high: float) -> Floats:
-    """Return 64 counts in equal bins over [low, high], the finite minimum and maximum; equal ones: all in bin 0."""
+def histogram(pieces: Sequence[Array], low: float, high: float) -> Floats:
+    """Return 64 counts in equal bins over [low, high], the finite minimum and maximum of all `pieces`.
+
+    Where these are equal, all is in bin 0.
+    """
     counts = np.zeros(BINS, dtype=np.int64)
     scale = 1.0 if np.isfinite(high - low) else 0.25
     width = high * scale - low * scale
-    for values in _finite_blocks(array):
+    for values in _finite_blocks(pieces):
         if width > 0:
             values = np.minimum((values * scale - low * scale) / width * BINS, BINS - 1)
             counts += np.bincount(values.astype(np.intp), minlength=BINS)
@@ -237,11 +201,11 @@ def exponent_histogram_names(dtype: Any = "float32") -> tuple[str, ...]:
     return tuple(f"exponent_{sign}_{e}" for sign in ("pos", "neg") for e in range(low, high + 1))
 
 
-def exponents(array: Array) -> dict[str, float]:
-    """Return the count of finite non-zero elements for each name of exponent_histogram_names("float32")."""
+def exponents(pieces: Sequence[Array]) -> dict[str, float]:
+    """Return the count of finite non-zero elements of all `pieces`, by exponent_histogram_names("float32")."""
     width = HIGHEST - LOWEST + 1
     counts = np.zeros(2 * width, dtype=np.int64)
-    for values in _finite_blocks(array):
+    for values in _finite_blocks(pieces):
         values = values[values != 0]
         bucket = np.clip(np.frexp(values)[1] - 1, LOWEST, HIGHEST) - LOWEST
         counts += np.bincount(bucket + width * (values < 0), minlength=2 * width)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 
-import smdbg
 from smdbg.analysis.rule import all_rules, find_rule
 from smdbg.cli.root import COMMANDS
 
@@ -136,108 +132,3 @@ def test_links_lead_somewhere(page: str) -> None:
         if part:
             titles = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE)
             assert part in [anchor(title) for title in titles], f"{page}: {target}"
-
-
-# ------------------------------------------------------------- a reader made from docs/format.md and nothing else
-
-
-class Reader:
-    """Reads one worker of a local run by what docs/format.md says, with NumPy and json alone."""
-
-    def __init__(self, worker: Path) -> None:
-        group = json.loads((worker / "zarr.json").read_text())
-        self.folder, self.facts = worker, group["attributes"]["smdbg"]
-        self.arrays = group["consolidated_metadata"]["metadata"]
-        self.entries = {entry["name"]: entry for entry in self.facts["catalogue"]}
-        files = sorted((worker / "steps" / "c").iterdir(), key=lambda file: int(file.name))
-        log = np.concatenate([np.frombuffer((f / "0").read_bytes()[:-4], "<i8").reshape(4096, 10) for f in files])
-        self.log = log[: int((log[:, 3] == 0).argmax())] if (log[:, 3] == 0).any() else log
-
-    def row(self, collection: str, step: int) -> int | None:
-        bit = self.facts["collections"][collection]["bit"]
-        steps = self.log[(self.log[:, 6] >> bit) & 1 == 1, 0]
-        return int(np.flatnonzero(steps == step)[0]) if step in steps else None
-
-    def line(self, path: str, row: int) -> Any:
-        """One whole row of an array, put together from its inner chunks."""
-        meta = self.arrays[path]
-        shard = meta["chunk_grid"]["configuration"]["chunk_shape"]
-        chunk = meta["codecs"][0]["configuration"]["chunk_shape"]
-        dtype, tail = np.dtype(meta["data_type"]).newbyteorder("<"), meta["shape"][1:]
-        if row < meta["attributes"]["smdbg"].get("first_row", 0):
-            return np.full(tail, np.nan if dtype.kind in "fc" else 0, dtype)
-        size = int(np.prod(chunk)) * dtype.itemsize
-        across, inside = shard[1] // chunk[1], row % shard[0]
-        parts = []
-        for j in range(-(-tail[0] // chunk[1])):
-            zeros = ["0"] * (len(tail) - 1)
-            data = self.folder.joinpath(path, "c", str(row // shard[0]), str(j // across), *zeros).read_bytes()
-            at = (inside // chunk[0] * across + j % across) * (size + 4)
-            parts.append(np.frombuffer(data[at : at + size], dtype).reshape(chunk)[inside % chunk[0]])
-        return np.concatenate(parts)
-
-    def statistics(self, name: str, step: int) -> dict[str, float] | None:
-        entry = self.entries[name]
-        row = self.row(entry["collection"], step)
-        for array, index, _ in entry.get("stats", ()) if row is not None else ():
-            path = f"{entry['collection']}/{array}"
-            found = self.line(path, row)[index].tolist()
-            if not np.isnan(found[0]):
-                return dict(zip(self.arrays[path]["attributes"]["smdbg"]["statistics"], found, strict=True))
-        return None
-
-    def value(self, name: str, step: int) -> Any:
-        entry = self.entries[name]
-        home = entry["collection"]
-        row = self.row(home, step)
-        raw = self.log[self.log[:, 0] == step, 7][0] >> self.facts["collections"][home]["bit"] & 1
-        if row is None or not raw or self.statistics(name, step) is None:
-            return None
-        slot, shape = 0, entry.get("shape", [])
-        for array, index, _ in entry.get("layout", ()):
-            found = self.line(f"{home}/{array}", row)[index].tolist()
-            if found[0]:
-                slot, shape = found[0] - 1, found[2 : 2 + found[1]]
-        array, offset, _, dtype = entry["slots"][slot]
-        flat = self.line(f"{home}/{array}", row)[offset : offset + int(np.prod(shape, dtype=int))]
-        return flat.reshape(shape) if dtype == str(flat.dtype) else (dtype, flat, shape)
-
-
-def test_the_format_page_is_enough_to_read_a_run(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    every = smdbg.ReductionConfig(save_raw_tensor=True)
-    own = [smdbg.CollectionConfig(name, reduction_config=every) for name in ("mine", "wide")]
-    seldom = smdbg.CollectionConfig("seldom", save_config=smdbg.SaveConfig(3), reduction_config=smdbg.ReductionConfig())
-    truth: dict[tuple[str, int], Any] = {}
-    with smdbg.Hook(tmp_path / "run", collections=[*own, seldom, "losses"]) as hook:
-        for step in range(12):
-            given = {"a": rng.normal(size=(3, 2)), "grows": rng.integers(0, 9, (step + 1, 2)), "b": rng.random() < 0.5}
-            if step > 4:
-                given["late"] = rng.normal(size=40).astype("float32")
-            for name, value in given.items():
-                hook.save_tensor(name, value, "mine")
-            if step in (2, 7):
-                given["big"] = rng.normal(size=(700, 1001))
-                hook.save_tensor("big", given["big"], "wide")
-            hook.save_tensor("counted", np.full(4, step), "seldom")
-            for part in range(step % 3 + 1):
-                hook.save_scalar("loss", step + part, collection="losses")
-            truth |= {(name, step): value for name, value in given.items()}
-            hook.end_step()
-    reader = Reader(tmp_path / "run" / "workers" / "00000")
-    assert len(reader.log) == 12 and set(reader.entries) >= {name for name, _ in truth}
-    for name in ("a", "grows", "b", "late", "big"):
-        for step in range(12):
-            found = reader.value(name, step)
-            if (name, step) in truth:
-                np.testing.assert_array_equal(found, truth[name, step])
-            else:
-                assert found is None
-    for step in range(12):
-        kept = reader.statistics("counted", step)
-        assert (kept is not None and kept["mean"] == step and kept["count"] == 4) if step % 3 == 0 else kept is None
-        recorded = reader.statistics("loss", step)
-        assert recorded is not None and recorded["count"] == step % 3 + 1
-        assert recorded.get("last", step) == step + step % 3
-        assert reader.value("loss", step) == step + (step % 3) / 2
-    assert reader.value("counted", 3) is None

@@ -128,7 +128,7 @@ def test_more_than_one_block(dtype, layout):
         x[BLOCK + 7 : BLOCK + 17] = [np.nan, np.inf, -np.inf, np.nan, 0, np.nan, np.inf, np.nan, -7, -np.inf]
     x = x.astype(dtype).reshape(400, 500)
     x = np.asfortranarray(x) if layout == "F" else np.repeat(x, 2, axis=1)[:, ::2] if layout == "strided" else x
-    agree(stats.DEFAULT, stats.compute(x), plain(x), rtol=1e-9)
+    agree(stats.DEFAULT, stats.compute(x), plain(x), rtol=1e-7 if x.dtype.char == "f" else 1e-9)
     whole, same = stats.compute(x, stats.HASH), stats.compute(np.ascontiguousarray(x), stats.HASH)
     np.testing.assert_array_equal(whole, same)
 

@@ -154,7 +154,7 @@ def test_scalars_and_statistics_are_bounded_too(away: Away, monkeypatch: pytest.
         hook.end_step()
     assert hook._writer.room.peak <= MIB
     waiting = drain(hook._writer._queue)
-    assert 100 < sum(len(g.items) for r in waiting for g in r.groups) < 2000 and len(waiting) < 2000
+    assert 100 < sum(len(g.all_items()) for r in waiting for g in r.groups) < 2000 and len(waiting) < 2000
     away.go(False)
     hook.close()
     run = smdbg.open_run(away.url)

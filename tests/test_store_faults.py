@@ -13,7 +13,6 @@ import pytest
 
 import smdbg
 from smdbg.errors import SmdbgError
-from smdbg.hooks import base
 
 
 def save(hook: smdbg.Hook, step: int, size: int = 1000) -> None:
@@ -39,11 +38,11 @@ def test_an_error_inside_never_reaches_the_training(
         save(hook, step)
     assert hook.flush()
     if where == "convert":
-        monkeypatch.setattr(base, "to_elements", raising)
+        monkeypatch.setattr("smdbg.hooks.intake.to_elements", raising)
     elif where == "in_training_thread":
         monkeypatch.setattr("smdbg.hooks.step.OpenStep.groups", raising)
     elif where == "in_writer":
-        monkeypatch.setattr("smdbg.store.rows.statistics.compute", raising)
+        monkeypatch.setattr("smdbg.store.collection.statistics.compute_many", raising)
     for step in range(3, 80):
         if where == "collections":
             for number in range(70):

@@ -235,4 +235,5 @@ def _summary(run: Run, results: Sequence[RuleResult], seen: int) -> Summary:
         dropped_steps=dropped,
         dropped_rows=sum(attempt.dropped_rows for attempt in attempts),
         switched_off=any(attempt.switched_off for attempt in attempts),
+        damaged=tuple(run.damaged),
     )

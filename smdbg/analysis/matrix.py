@@ -98,9 +98,7 @@ def _of_numbers(statistic: str, numbers: Floats) -> Floats:
     return have[statistic] if statistic in have else statistics.derive(statistic, have)
 
 
-def _numbers(
-    stored: StoredRun, one: Attempt, entries: Sequence[Entry], rows: Rows, there: NDArray[np.bool_]
-) -> Floats:
+def _numbers(stored: StoredRun, one: Attempt, entries: Sequence[Entry], rows: Rows, there: NDArray[np.bool_]) -> Floats:
     """Return the values [rows, entries] of single numbers as float64, complex ones by their modulus; absent: NaN.
 
     Those that share an array are read together: a row of it is a chunk's part anyway.

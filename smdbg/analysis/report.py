@@ -51,10 +51,11 @@ class Summary:
     dropped_steps: int
     dropped_rows: int
     switched_off: bool
+    damaged: tuple[str, ...] = ()  # what of the run cannot be read
 
     def record(self) -> dict[str, Any]:
         """Return the fields in their order as JSON-able data."""
-        return vars(self) | {"workers": list(self.workers)}
+        return vars(self) | {"workers": list(self.workers), "damaged": list(self.damaged)}
 
     def text(self) -> str:
         """Return the closing line: `14 of 17 rules judged, 200 of 200 steps`."""

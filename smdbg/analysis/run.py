@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from smdbg.analysis.concurrency import requests_at_a_time
 from smdbg.analysis.matrix import statistic_matrix, tensor_statistics
 from smdbg.analysis.tensor import Tensor, listing
-from smdbg.errors import BadSelection, TensorNotFound, near
+from smdbg.errors import BadSelection, DamagedData, TensorNotFound, near
 from smdbg.select import select
 from smdbg.store.backend import open_backend
 from smdbg.store.format import FLAG_DROPPED, LOG_COLUMNS, MODES, Entry, TensorInfo
@@ -73,21 +74,23 @@ def open_run(
     *,
     storage_options: Mapping[str, Any] | None = None,
     attempt: str | int = "latest",
-    concurrency: int = 8,
+    concurrency: int | None = None,
 ) -> Run:
     """Open a run for reading.
 
     `attempt`: 'latest' shows of a resumed worker what no later attempt repeated, 'all' everything, a number that
-    attempt alone. Raises RunNotFound, NotARun, NewerFormat, DamagedData, AccessRefused, StoreError.
+    attempt alone. `concurrency`: requests at a time; None: the variable SMDBG_CONCURRENCY, else 8. Raises RunNotFound,
+    NotARun, NewerFormat, DamagedData, AccessRefused, StoreError; BadSelection or BadConfig for what was asked.
     """
     if attempt not in ("latest", "all") and not (isinstance(attempt, int) and attempt >= 0):
         raise BadSelection(f"attempt must be 'latest', 'all' or a number from 0, not {attempt!r}")
-    return Run(StoredRun(open_backend(url, storage_options, concurrency), attempt), dict(storage_options or {}))
+    backend = open_backend(url, storage_options, requests_at_a_time(concurrency))
+    return Run(StoredRun(backend, attempt), dict(storage_options or {}))
 
 
 def list_runs(root: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """Return the URLs of the runs directly below a folder or URL, by name."""
-    backend = open_backend(root, storage_options)
+    backend = open_backend(root, storage_options, requests_at_a_time(None))
     folders = [item.name for item in backend.list("") if item.folder]
 
     def holds_run(name: str) -> bool:
@@ -187,10 +190,15 @@ class Run:
         """The machine that began the run, '' where it was left out."""
         return str(self._stored.root.get("host", ""))
 
+    @property
+    def damaged(self) -> list[str]:
+        """What cannot be read, a message for each worker and attempt; the rest of the run is there without it."""
+        return [message for _, message in sorted(self._stored.damaged.items())]
+
     # --- what there is ---
 
     def workers(self) -> list[int]:
-        """Return the ranks that have written."""
+        """Return the ranks that have written and can be read; `damaged` tells of others."""
         return sorted({one.rank for one in self._stored.attempts})
 
     def attempts(self, worker: int | None = None) -> list[WorkerFacts]:
@@ -281,6 +289,9 @@ class Run:
 
     def _rank(self, worker: int) -> int:
         if worker not in self.workers():
+            for (rank, _), message in self._stored.damaged.items():
+                if rank == worker:
+                    raise DamagedData(f"worker {worker} cannot be read: {message}; other workers can")
             raise BadSelection(f"{self.url}: no worker {worker}: workers are {listing(self.workers())}")
         return worker
 
@@ -342,7 +353,8 @@ class Run:
         only: Sequence[int] | None = None,
         kept: bool = False,
     ) -> list[tuple[Attempt, Steps, Steps, dict[str, NDArray[np.float64]]]]:
-        """Return (attempt, steps, rows, statistics) where the tensor is present, an attempt each.
+        """Return (attempt, steps, rows, statistics) where the tensor is present, an attempt each; nothing `wanted` is
+        the cheapest, since of an ended worker the catalogue mostly tells where that is.
 
         `only` these steps, and only where full values were `kept`: of a long run little is then read.
         """
@@ -357,15 +369,24 @@ class Run:
                 rows = rows[np.isin(one.log[at[rows], 0], only)]
             if kept:
                 rows = rows[one.raw_at(entry.info.collection, at[rows])]
-            found, count = tensor_statistics(self._stored, one, entry, rows, wanted)
-            there = ~np.isnan(count)
+            found: dict[str, NDArray[np.float64]] = {}
+            if entry.whole and not wanted:
+                there = rows >= entry.since
+            else:
+                found, count = tensor_statistics(self._stored, one, entry, rows, wanted)
+                there = ~np.isnan(count)
             out.append((one, one.log[at[rows[there]], 0], rows[there], {k: v[there] for k, v in found.items()}))
         return out
 
     def refresh(self) -> None:
-        """Look again at a run that is being written."""
+        """Look again at a run that is being written: one conditional request a worker where nothing is new.
+
+        Only whole steps are seen. What is damaged meanwhile shows in `damaged`; what was read before stays.
+        """
+        known = self._stored.attempts
         self._stored.refresh()
-        self._catalogue()
+        if [id(one) for one in known] != [id(one) for one in self._stored.attempts]:
+            self._catalogue()
 
 
 def _facts(one: Attempt) -> WorkerFacts:

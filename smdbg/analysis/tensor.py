@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +11,18 @@ from numpy.typing import NDArray
 
 from smdbg import stats as statistics
 from smdbg.errors import BadSelection, OnlyStatistics, StepNotSaved, StepNotYet
+from smdbg.store.attempt import Attempt
 from smdbg.store.dtypes import zarr_dtype
 from smdbg.store.format import ZARR_ITEMSIZE, product
-from smdbg.store.reader import Attempt
 
 if TYPE_CHECKING:
     from smdbg.analysis.run import Run
 
 Steps = NDArray[np.int64]
+Place = tuple[Attempt, int]  # and a row of the tensor's collection
+
+EACH_BYTES = 32 << 20  # of values that `each` reads at a time
+EACH_STEPS = 4096  # whose shapes it looks up at a time
 
 
 class Tensor:
@@ -58,7 +63,7 @@ class Tensor:
         """Bytes of the full values that were kept, over all workers."""
         total = 0
         for rank in self.workers():
-            for one, _, rows, _ in self.run._parts(("count",), self, None, rank):
+            for one, _, rows, _ in self.run._parts((), self, None, rank):
                 entry = one.entries[self.name]
                 home = entry.info.collection
                 kept = rows[one.raw_at(home, one.rows_of(home)[rows])]
@@ -77,7 +82,7 @@ class Tensor:
     def steps(self, mode: str | None = None, worker: int | None = None) -> Steps:
         """Return the steps where it is present (its statistics at least), ascending."""
         ranks = self.workers() if worker is None else [self.run._rank(worker)]
-        parts = [self.run._series(("count",), self, mode, rank)[0] for rank in ranks]
+        parts = [self.run._series((), self, mode, rank)[0] for rank in ranks]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
 
     def value_steps(self, mode: str | None = None, worker: int = 0) -> Steps:
@@ -88,13 +93,13 @@ class Tensor:
         self, mode: str | None, worker: int, only: Sequence[int] | None = None
     ) -> list[tuple[int, Attempt, int]]:
         out = []
-        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self.run._rank(worker), only, kept=True):
+        for one, steps, rows, _ in self.run._parts((), self, mode, self.run._rank(worker), only, kept=True):
             out += [(int(s), one, int(r)) for s, r in zip(steps, rows, strict=True)]
         return out
 
     def shape_at(self, step: int, worker: int = 0) -> tuple[int, ...]:
         """Return its shape at a step where it is present. Raises StepNotSaved."""
-        for one, _, here, _ in reversed(self.run._parts(("count",), self, None, self.run._rank(worker), [step])):
+        for one, _, here, _ in reversed(self.run._parts((), self, None, self.run._rank(worker), [step])):
             if here.size:
                 slot, shape = self.run._stored.shapes(one, one.entries[self.name], here[-1:])[0]
                 slots = one.entries[self.name].slots
@@ -106,8 +111,7 @@ class Tensor:
 
         Raises StepNotSaved, StepNotYet, OnlyStatistics, DamagedData; IndexError for an index out of range.
         """
-        found = self.values([step], worker, index)
-        return found[0]
+        return np.asarray(self.values([step], worker, index)[0])
 
     def values(
         self, steps: Iterable[int] | None = None, worker: int = 0, index: Any = None
@@ -117,20 +121,85 @@ class Tensor:
         [steps, *shape]; a list of arrays where the shape changes between them. None: at every step whose value was
         kept. Errors as of `value`.
         """
+        wanted, places = self._places(steps, None, self._worker(worker))
+        return self._read(wanted, places, _as_tuple(index))
+
+    def each(
+        self,
+        steps: Iterable[int] | None = None,
+        mode: str | None = None,
+        worker: int = 0,
+        index: Any = None,
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (step, value) in the order of `steps`, in bounded memory; errors as of `value`.
+
+        None: every step, of one mode or of all, where the value was kept. About 32 MiB of values are in memory, and as
+        much again that is being read while the caller works with the first; more if a single value is larger.
+        """
+        wanted, places = self._places(steps, mode, self._worker(worker))
+        part = _as_tuple(index)
+        batches = self._batches(wanted, places)
+
+        def read(batch: list[int] | None) -> NDArray[Any] | list[NDArray[Any]]:
+            return self._read(batch, places, part) if batch else []
+
+        with ThreadPoolExecutor(1) as ahead:
+            batch = next(batches, None)
+            coming = ahead.submit(read, batch)
+            while batch is not None:
+                found, now = coming.result(), batch
+                batch = next(batches, None)
+                coming = ahead.submit(read, batch)
+                for i, step in enumerate(now):
+                    yield step, np.asarray(found[i])
+                del found
+
+    def _batches(self, wanted: list[int], places: Mapping[int, Place]) -> Iterator[list[int]]:
+        """Cut steps into batches whose values, read whole, are of some size together."""
+        batch: list[int] = []
+        left = EACH_BYTES
+        for start in range(0, len(wanted), EACH_STEPS):
+            block = wanted[start : start + EACH_STEPS]
+            for step, size in zip(block, self._sizes(block, places), strict=True):
+                if batch and size > left:
+                    yield batch
+                    batch, left = [], EACH_BYTES
+                batch.append(step)
+                left -= size
+        if batch:
+            yield batch
+
+    def _sizes(self, wanted: list[int], places: Mapping[int, Place]) -> list[int]:
+        """Return how many bytes the value of each step takes."""
+        sizes: dict[int, int] = {}
+        for one in {id(places[s][0]): places[s][0] for s in wanted}.values():
+            mine = sorted((places[s][1], s) for s in set(wanted) if places[s][0] is one)
+            rows = np.array([row for row, _ in mine], np.int64)
+            found = self.run._stored.bytes_of(one, one.entries[self.name], rows)
+            sizes.update(zip([s for _, s in mine], found, strict=True))
+        return [sizes[s] for s in wanted]
+
+    def _places(self, steps: Iterable[int] | None, mode: str | None, worker: int) -> tuple[list[int], dict[int, Place]]:
+        """Return the steps that are wanted, and where the value of each is. Raises for one that has none."""
         asked = None if steps is None else [int(step) for step in steps]
-        worker = self._worker(worker)
-        places = {step: (one, row) for step, one, row in self._value_rows(None, worker, asked)}
+        places = {step: (one, row) for step, one, row in self._value_rows(mode, worker, asked)}
         wanted = sorted(places) if asked is None else asked
         for step in wanted:
             if step not in places:
                 raise self._not_at(step, worker)
-        part = index if index is None or isinstance(index, tuple) else (index,)
+        return wanted, places
+
+    def _read(
+        self, wanted: list[int], places: Mapping[int, Place], part: tuple[Any, ...] | None
+    ) -> NDArray[Any] | list[NDArray[Any]]:
         out: list[NDArray[Any]] = [np.empty(0)] * len(wanted)
         for one in {id(places[s][0]): places[s][0] for s in wanted}.values():
             mine = [i for i, s in enumerate(wanted) if places[s][0] is one]
             rows = np.array([places[wanted[i]][1] for i in mine], np.int64)
             order = np.argsort(rows, kind="stable")
             got = self.run._stored.values(one, one.entries[self.name], rows[order], part)
+            if len(mine) == len(wanted) and isinstance(got, np.ndarray) and (np.diff(order) == 1).all():
+                return got
             for position, value in zip(order, got, strict=True):
                 out[mine[position]] = value
         alike = len({(v.shape, v.dtype) for v in out}) == 1
@@ -169,7 +238,7 @@ class Tensor:
         axis. A list of [features, 5] where the number of features changes between steps.
         """
         found: list[tuple[int, NDArray[np.float32]]] = []
-        for one, steps, rows, _ in self.run._parts(("count",), self, mode, self._worker(worker)):
+        for one, steps, rows, _ in self.run._parts((), self, mode, self._worker(worker)):
             entry = one.entries[self.name]
             axis = entry.info.feature_axis
             if not entry.features or axis is None:
@@ -210,6 +279,10 @@ class Tensor:
         if step > last and self.run.status == "running":
             return StepNotYet(f"{name}: step {step} is not written yet; the run is at step {last}")
         return StepNotSaved(f"{name} was not saved at step {step}; it was at {listing(steps)}")
+
+
+def _as_tuple(index: Any) -> tuple[Any, ...] | None:
+    return index if index is None or isinstance(index, tuple) else (index,)
 
 
 def _shown_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:

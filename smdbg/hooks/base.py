@@ -6,52 +6,41 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smdbg import stats as statistics
-from smdbg.errors import NotARun, RunNotFound, near
+from smdbg.errors import DamagedData, NotARun, RunNotFound, near
 from smdbg.hooks import facts
 from smdbg.hooks.config import (
-    BY_DEFAULT,
-    KNOWN,
     CollectionConfig,
     ModeConfig,
-    Plan,
     ReductionConfig,
     check_choices,
     check_mode_config,
     check_reduction,
     natural,
-    own_configs,
-    plan,
 )
 from smdbg.hooks.control import StopWatch
-from smdbg.hooks.convert import to_elements, to_number
+from smdbg.hooks.convert import to_number
 from smdbg.hooks.endings import Endings, describe
-from smdbg.hooks.guard import Guard, quiet
-from smdbg.hooks.step import OpenStep
-from smdbg.select import matcher
+from smdbg.hooks.guard import quiet
+from smdbg.hooks.intake import RECORD_BYTES, Intake
 from smdbg.store.backend import Backend, open_backend
 from smdbg.store.begin import RunFacts, begin
-from smdbg.store.dtypes import decode
-from smdbg.store.format import MODES, TensorInfo, plain_info, valid_collection
-from smdbg.store.rows import Item
+from smdbg.store.format import MODES, TensorInfo
 from smdbg.store.writer import StepRecord, Writer
 
 log = logging.getLogger("smdbg")
 
 CLOSE_SECONDS = 60.0
-RECORD_BYTES = 1024  # what an item takes in memory beside its elements, about
-SMALL = 1 << 20  # a statistics-only tensor up to this size is copied rather than reduced in the training thread
+FLOATS = (float, np.float64)
 
 
-class Hook(Guard):
+class Hook(Intake):
     """Saves tensors and scalars of a training into a run.
 
     url: a folder or a URL such as s3://bucket/runs/1; None makes runs/<UTC time>-<4 hex>. save_config,
@@ -92,32 +81,17 @@ class Hook(Guard):
         mesh: Mapping[str, int] | None = None,
     ) -> None:
         """Begin the run. Raises TypeError, ValueError, RunExists, StoreError, AccessRefused."""
-        super().__init__()
-        self.url = ""
-        self.step = 0
-        self._writer: Writer | None = None
-        self._endings: Endings | None = None
-        self._stop: StopWatch | None = None
-        self._off = facts.disabled()
-        self._mode = "global"
-        self._mode_steps = dict.fromkeys(MODES, 0)
-        self._now: OpenStep | None = None
-        self._last_end: int | None = None
-        self._named: dict[str, str] = {}
-        self._warned: set[str] = set()
-        self._catalogued: dict[tuple[str, str], TensorInfo] = {}
-        self._names: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._raw_left = raw_budget
-        self._past = np.zeros((0, 3), np.int64)
         check_mode_config(save_config)
         check_choices(workers=workers, on_error=on_error, when_full=when_full)
         check_reduction(reduction_config)
-        self._save_config, self._reduction = save_config, reduction_config
-        self._own = own_configs(collections)
-        self._listed = None if collections is None else frozenset(self._own)
-        self._plans: dict[str, Plan] = {}
-        self._include: list[tuple[Callable[[str], bool], str]] = []
-        self._read_patterns()
+        super().__init__(save_config, reduction_config, collections, raw_budget)
+        self.url = ""
+        self.step = 0
+        self._endings: Endings | None = None
+        self._stop: StopWatch | None = None
+        self._off = facts.disabled()
+        self._last_end: int | None = None
+        self._past = np.zeros((0, 3), np.int64)
         found_rank, found_size = facts.rank_and_size()
         self.rank = found_rank if rank is None else natural("rank", rank)
         self.world_size = max(found_size, self.rank + 1) if world_size is None else natural("world_size", world_size)
@@ -183,13 +157,20 @@ class Hook(Guard):
         name's pattern, else `tensors`. `role`, `of` and further TensorInfo fields go into the catalogue. Saved twice in
         a step, the second gets `_1` behind its name.
         """
+        if self._save_directly(name, value, collection):
+            return
         found = self._collection_of(name, collection)
         if self._due(found):
-            self._save(TensorInfo(name, found, role=role, of=of, **info), value)
+            known = self._catalogued.get((found, name))
+            self._save(known or TensorInfo(name, found, role=role, of=of, **info), value)
 
-    @quiet(None)
     def save_scalar(self, name: str, value: Any, collection: str = "metrics", *, role: str = "") -> None:
         """Save a number. Recorded n times in one step, its mean is the value; count and last are kept beside it."""
+        if type(value) not in FLOATS or not self._add_number(name, value, collection):
+            self._save_scalar(name, value, collection, role)
+
+    @quiet(None)
+    def _save_scalar(self, name: str, value: Any, collection: str, role: str) -> None:
         collection = self._collection_of(name, collection)
         if self._due(collection):
             known = self._catalogued.get((collection, name))
@@ -280,7 +261,7 @@ class Hook(Guard):
         self._finish("completed" if good or error is None else f"failed: {describe(error)}")
 
     def _finish(self, status: str) -> None:
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._forked:
             return
         self.end_step()
         self._closed = True
@@ -302,7 +283,7 @@ class Hook(Guard):
     # --- inside; derived hooks build on these ---
 
     def _active(self) -> bool:
-        if not super()._active():
+        if self._off or self._closed or self._forked:
             return False
         if self._writer is not None and self._writer.failure:
             self._off = True
@@ -319,21 +300,19 @@ class Hook(Guard):
         if self._writer is not None:
             self._writer.end_soon(f"failed: hook switched off: {describe(error)}")
 
-    def _open_step(self) -> OpenStep:
-        """Return the current step, opened if it was not."""
-        if self._now is None:
-            self._now = OpenStep(self._mode, self._mode_steps[self._mode], homes=self._named)
-        return self._now
-
     def _close_step(self) -> None:
         now, writer = self._now, self._writer
         if now is None:
             return
         end = time.perf_counter_ns()
         duration = end - (now.started if self._last_end is None else self._last_end)
-        groups = now.groups(self._plans, self._statistics, self._within_budget)
+        groups = now.groups(self._within_budget)
+        self._expect(now)
+        dropped = sum(row.dropped for row in now.rows.values())
         # Records wait in memory too, until the store has what came before them.
-        has_room = self._take_room(now, "", RECORD_BYTES * (1 + sum(len(group.items) for group in groups)))
+        size = RECORD_BYTES * (1 + sum(len(group.items) + len(group.numbers) for group in groups))
+        has_room = writer is not None and writer.room.take(size, now.reserved)
+        now.for_record = size if has_room else 0
         record = StepRecord(
             step=self.step,
             mode=MODES.index(now.mode),
@@ -343,7 +322,7 @@ class Hook(Guard):
             hook_time=min(now.hook_time, duration),
             groups=groups,
             flags=now.flags,
-            dropped_rows=len(now.dropped),
+            dropped_rows=dropped,
             reserved=now.reserved,
         )
         self._now, self._last_end = None, end
@@ -352,133 +331,7 @@ class Hook(Guard):
         if writer is not None and has_room:
             writer.submit(record)
         elif writer is not None:
-            writer.skip(now.reserved, len(groups) + len(now.dropped))
-
-    def _plan(self, collection: str) -> Plan:
-        found = self._plans.get(collection)
-        if found is None:
-            if not isinstance(collection, str) or not valid_collection(collection):
-                raise ValueError(f"{collection!r} cannot name a collection: 1 to 64 of A-Z a-z 0-9 _ -, not 'steps'")
-            found = plan(collection, self._own.get(collection), self._save_config, self._reduction)
-            self._plans[collection] = found
-        return found
-
-    def _wanted(self, collection: str) -> bool:
-        """Tell whether a collection is saved at all: all of one's own are, and of the known ones those asked for."""
-        if collection not in KNOWN:
-            return True
-        return collection in (BY_DEFAULT if self._listed is None else self._listed)
-
-    def _due(self, collection: str) -> bool:
-        now = self._open_step()
-        return self._wanted(collection) and self._plan(collection).due(now.mode, now.mode_step)
-
-    def _collection_of(self, name: str, collection: str | None) -> str:
-        """Return the one home of a name: where it was first saved, else as given, else by pattern."""
-        found = self._named.get(name)
-        if found is None:
-            if not isinstance(name, str):
-                raise TypeError(f"a tensor's name is text, not {name!r}")
-            by_pattern = (home for matches, home in self._include if matches(name))
-            found = self._named[name] = collection or next(by_pattern, "tensors")
-        if collection not in (None, found) and name not in self._warned:
-            self._warned.add(name)
-            log.warning("smdbg: %r belongs to collection %r; it stays there, not in %r", name, found, collection)
-        return found
-
-    def _read_patterns(self) -> None:
-        """Collect which names go where: what the user configured comes before the patterns of the known ones.
-
-        Known ones that are left out keep their patterns: what belongs to them is not saved elsewhere instead.
-        """
-        for config in self._own.values():
-            self._include += [(matcher(pattern), config.name) for pattern in config.include]
-        for name, default in KNOWN.items():
-            self._include += [(matcher(pattern), name) for pattern in default.patterns]
-
-    def _statistics(self, found: Plan, info: TensorInfo) -> tuple[str, ...]:
-        """Return the names of the statistics to keep of a tensor."""
-        key = (found.name, info.dtype)
-        names = self._names.get(key)
-        if names is None:
-            wanted = found.reduction
-            hashed = wanted.hash if wanted.hash is not None else self.world_size > 1 and found.name == "weights"
-            names = (*statistics.ALWAYS, *wanted.statistics)
-            names += statistics.HASH if hashed else ()
-            names += statistics.QUANTILES if wanted.quantiles else ()
-            names += statistics.HISTOGRAM if wanted.histogram else ()
-            names += statistics.exponent_histogram_names(info.dtype) if wanted.exponent_histogram else ()
-            self._names[key] = names
-        return names
-
-    def _save(self, info: TensorInfo, value: Any, owned: bool = False) -> None:
-        """Put a tensor into the open step; its collection is due.
-
-        Copies it, within the writer's room, unless the caller says that nobody will change it: `owned`.
-        """
-        now, found = self._open_step(), self._plan(info.collection)
-        if info.collection in now.dropped:
-            return
-        try:
-            elements, dtype, shape, copied = to_elements(value)
-        except TypeError as error:
-            raise TypeError(f"{info.name!r}: {error}") from error
-        owned = owned or copied
-        info = self._described(info, dtype, shape)
-        names = self._statistics(found, info)
-        raw = found.raw_due(now.mode_step)
-        features = found.reduction.features
-        wants_features = info.feature_axis is not None and (
-            features if features is not None else info.collection in ("inputs", "outputs")
-        )
-        if not raw and not wants_features and elements.nbytes > SMALL:
-            # Statistics of a large tensor: one pass here costs less than a copy that waits in memory.
-            computed = statistics.compute(decode(elements, dtype, shape), names)
-            now.add(Item(info, None, names, computed))
-            return
-        if not self._take_room(now, info.collection, elements.nbytes, raw):
-            if self._writer is not None:
-                self._writer.room.give(now.drop(info.collection), stored=False)
-            return
-        now.add(Item(info, elements if owned else elements.copy(), names, None, features=bool(wants_features)))
-
-    def _record(self, info: TensorInfo, value: float | complex) -> None:
-        """Record a scalar in the open step; its collection is due."""
-        dtype = "complex128" if isinstance(value, complex) else "float64"
-        self._open_step().record(self._described(info, dtype, ()), value)
-
-    def _described(self, info: TensorInfo, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
-        """Return what the catalogue is to say; the same object as last time while dtype and shape stay."""
-        if info.dtype == dtype and info.shape == shape and info.role:
-            return info
-        key = (info.collection, info.name)
-        known = self._catalogued.get(key)
-        if known is None or known.dtype != dtype or known.shape != shape:
-            role = info.role or self._plan(info.collection).role
-            known = self._catalogued[key] = plain_info(replace(info, dtype=dtype, shape=shape, role=role))
-        return known
-
-    def _take_room(self, now: OpenStep, collection: str, nbytes: int, raw: bool = False) -> bool:
-        writer = self._writer
-        if writer is None:
-            return False
-        size = writer.cost(nbytes, raw)
-        if not writer.room.take(size, now.reserved):
-            return False
-        now.taken[collection] = now.taken.get(collection, 0) + size
-        return True
-
-    def _within_budget(self, found: Plan, items: Sequence[Item]) -> bool:
-        """Tell whether full values of a default schedule still fit the budget; what does not is left out."""
-        if not found.budgeted:
-            return True
-        size = sum(item.elements.nbytes for item in items if item.elements is not None)
-        if size > self._raw_left:
-            if self._writer is not None:
-                self._writer.left_out[found.name] = self._writer.left_out.get(found.name, 0) + 1
-            return False
-        self._raw_left -= size
-        return True
+            writer.skip(now.reserved, len(groups) + dropped)
 
 
 def _past_steps(backend: Backend, rank: int) -> NDArray[np.int64]:
@@ -489,4 +342,7 @@ def _past_steps(backend: Backend, rank: int) -> NDArray[np.int64]:
         run = StoredRun(backend)
     except (RunNotFound, NotARun):
         return np.zeros((0, 3), np.int64)
+    for damaged, message in run.damaged.items():
+        if damaged[0] == rank:
+            raise DamagedData(f"{message}; what was saved cannot be continued: use another URL")
     return run.log_rows(rank)[:, :3].copy()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smdbg.errors import near
-from smdbg.store.format import MODES, valid_collection
+from smdbg.store.dtypes import CASTS
+from smdbg.store.format import COMPRESSIONS, MODES, valid_collection
 
 EXTRA_STATISTICS = ("zeros", "l1", "abs_mean")
 
@@ -102,12 +103,18 @@ class CollectionConfig:
 
     `save_config` may be a mapping mode -> SaveConfig (modes left out are not saved). None takes the hook's, or the
     default of the collection.
+    compression: of full values, "none", "lz4" or "zstd". lz4 is the faster one, zstd makes less of it; both pay where
+    values are sparse or repeat.
+    dtype: full values that are wider floats are cast to it for storing: "float32", "float16" or "bfloat16". Statistics
+    are of the value before.
     """
 
     name: str
     include: Sequence[str] = ()
     save_config: ModeConfig | None = None
     reduction_config: ReductionConfig | None = None
+    compression: str = "none"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Check name and types. Raises TypeError, ValueError."""
@@ -118,6 +125,16 @@ class CollectionConfig:
         check_mode_config(self.save_config)
         if self.reduction_config is not None and not isinstance(self.reduction_config, ReductionConfig):
             raise TypeError(f"reduction_config must be a ReductionConfig, not {self.reduction_config!r}")
+        _one_of("compression", self.compression, ("none", *COMPRESSIONS))
+        if self.dtype is not None:
+            _one_of("dtype", self.dtype, CASTS)
+
+
+def _one_of(name: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}.{near(value, known)}")
 
 
 def check_mode_config(config: object) -> None:
@@ -174,6 +191,8 @@ class Plan:
     reduction: ReductionConfig
     budgeted: bool  # full values are saved by default only, so they stay within the raw budget
     include: tuple[str, ...] = field(default=())
+    compression: str = ""  # of full values, one of COMPRESSIONS
+    cast: str = ""  # dtype that wider floats are stored as
 
     def due(self, mode: str, mode_step: int) -> bool:
         """Tell whether the collection is saved at this step of this mode."""
@@ -213,6 +232,8 @@ def plan(name: str, own: CollectionConfig | None, save: ModeConfig | None, reduc
         kept or ReductionConfig(),
         kept is None and raw is DOUBLING,
         tuple(own.include) if own is not None else (),
+        own.compression if own is not None and own.compression != "none" else "",
+        (own.dtype or "") if own is not None else "",
     )
 
 

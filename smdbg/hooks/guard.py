@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -65,9 +66,17 @@ class Guard:
         """Remember the process: a fork (a data loader's worker) must not write to its parent's run."""
         self._guard_lock = threading.RLock()
         self._guard_depth = 0
-        self._pid = os.getpid()
         self._off = False
         self._closed = False
+        self._forked = False
+        # Told at the fork, rather than asked for at each call: asking costs more than all else that a call does.
+        os.register_at_fork(after_in_child=functools.partial(_note_fork, weakref.ref(self)))
 
     def _active(self) -> bool:
-        return not (self._off or self._closed or os.getpid() != self._pid)
+        return not (self._off or self._closed or self._forked)
+
+
+def _note_fork(ref: weakref.ref[Guard]) -> None:
+    guard = ref()
+    if guard is not None:
+        guard._forked = True

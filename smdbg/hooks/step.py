@@ -3,97 +3,96 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from smdbg.hooks.config import Plan
 from smdbg.store.format import TensorInfo
-from smdbg.store.rows import Item, renamed
-from smdbg.store.writer import Group
+from smdbg.store.item import Group, Item, Number, renamed
+from smdbg.store.rows import RowBuffer
 
 
-@dataclass
-class Recorded:
-    """A scalar recorded any number of times in a step: its mean is the value, count and last are kept beside it."""
+@dataclass(slots=True)
+class OpenRow:
+    """What an open step holds of one collection. `raw`: its full values are kept; `taken`: bytes of writer's room.
 
-    info: TensorInfo
-    values: list[float | complex] = field(default_factory=list)
+    `credit`: of these, what is not used yet; `buffers`: array -> the row that some of the items lie in.
+    """
 
-    def add(self, value: float | complex) -> None:
-        """Record once more."""
-        self.values.append(value)
+    plan: Plan
+    due: bool
+    raw: bool
+    items: dict[str, Item] = field(default_factory=dict)
+    numbers: dict[str, Number] = field(default_factory=dict)
+    buffers: dict[str, RowBuffer] = field(default_factory=dict)
+    dropped: bool = False
+    taken: int = 0
+    credit: int = 0
 
-    def item(self, statistics: tuple[str, ...]) -> Item:
-        """Return the mean as an item (float64 or complex128)."""
-        mean = self.values[0] if len(self.values) == 1 else sum(self.values) / len(self.values)
-        dtype = "complex128" if isinstance(mean, complex) else "float64"
-        elements: NDArray[Any] = np.array([mean], dtype)
-        info = self.info
-        if info.dtype != dtype or info.shape != ():
-            info = replace(info, dtype=dtype, shape=())
-        return Item(info, elements, statistics, recorded=np.array(self.values) if len(self.values) > 1 else None)
+    def drop(self) -> int:
+        """Leave this collection out of the step, since there is no room for it; return the bytes that it had taken."""
+        self.dropped = True
+        self.items.clear()
+        self.numbers.clear()
+        for buffer in self.buffers.values():
+            buffer.done()
+        self.buffers.clear()
+        taken, self.taken, self.credit = self.taken, 0, 0
+        return taken
 
 
-@dataclass
+@dataclass(slots=True)
 class OpenStep:
-    """A step being recorded. `taken`: bytes of writer's room by collection; `hook_time`: ns spent inside the hook."""
+    """A step being recorded. `hook_time`: ns spent inside the hook; `homes`: name -> collection, of the whole run."""
 
     mode: str
     mode_step: int
+    homes: dict[str, str]
     started: int = field(default_factory=time.perf_counter_ns)
     hook_time: int = 0
     flags: int = 0
-    items: dict[str, dict[str, Item]] = field(default_factory=dict)
-    scalars: dict[str, dict[str, Recorded]] = field(default_factory=dict)
-    dropped: set[str] = field(default_factory=set)
-    taken: dict[str, int] = field(default_factory=dict)
-    homes: dict[str, str] = field(default_factory=dict)  # name -> collection, of all tensors of the run so far
+    rows: dict[str, OpenRow] = field(default_factory=dict)
+    for_record: int = 0  # bytes of room for the record itself
 
     @property
     def reserved(self) -> int:
         """Bytes of writer's room that this step has taken."""
-        return sum(self.taken.values())
+        return self.for_record + sum(row.taken for row in self.rows.values())
 
-    def add(self, item: Item) -> None:
+    def add(self, row: OpenRow, item: Item) -> None:
         """Add a tensor; one that was saved already in this step gets an index behind its name."""
-        held = self.items.setdefault(item.info.collection, {})
-        name = self.free_name(item.info.collection, item.info.name)
-        held[name] = item if name == item.info.name else renamed(item, name)
+        name = item.info.name
+        free = self.free_name(row, name, item.info.collection)
+        row.items[free] = item if free == name else renamed(item, free)
 
-    def free_name(self, collection: str, name: str) -> str:
+    def free_name(self, row: OpenRow, name: str, collection: str) -> str:
         """Return `name`, or `name_1`, `name_2`, ... if that is taken in this step, or the name of another's tensor."""
-        held, scalars = self.items.get(collection, {}), self.scalars.get(collection, {})
         found, index = name, 0
-        while found in held or found in scalars or self.homes.get(found, collection) != collection:
+        while found in row.items or found in row.numbers or self.homes.get(found, collection) != collection:
             index += 1
             found = f"{name}_{index}"
         self.homes[found] = collection
         return found
 
-    def record(self, info: TensorInfo, value: float | complex) -> None:
+    def record(self, row: OpenRow, info: TensorInfo, value: float | complex, statistics: tuple[str, ...]) -> None:
         """Record a scalar, once more if it is there already."""
-        if info.name in self.items.get(info.collection, {}):
-            info = replace(info, name=self.free_name(info.collection, info.name))
-        held = self.scalars.setdefault(info.collection, {})
-        held.setdefault(info.name, Recorded(info)).add(value)
+        if info.name in row.items:
+            info = replace(info, name=self.free_name(row, info.name, info.collection))
+        held = row.numbers.get(info.name)
+        if held is None:
+            row.numbers[info.name] = Number(info, [value], statistics)
+        else:
+            held.values.append(value)
 
-    def drop(self, collection: str) -> int:
-        """Leave a collection out of this step, since there is no room for it; return the bytes that it had taken."""
-        self.dropped.add(collection)
-        self.items.pop(collection, None)
-        return self.taken.pop(collection, 0)
-
-    def groups(self, plans: dict[str, Plan], statistics: Any, budget: Any) -> tuple[Group, ...]:
-        """Return what the step saved, a group a collection."""
+    def groups(self, budget: Callable[[Plan, Sequence[Item]], bool]) -> tuple[Group, ...]:
+        """Return what the step saved, a group a collection; `budget` tells whether full values still may be kept."""
         out = []
-        for name in {**self.items, **self.scalars}:
-            plan = plans[name]
-            items = [*self.items.get(name, {}).values()]
-            items += [r.item(statistics(plan, r.info)) for r in self.scalars.get(name, {}).values()]
-            if items and name not in self.dropped:
-                raw = plan.raw_due(self.mode_step) and budget(plan, items)
-                out.append(Group(name, tuple(items), raw, plan.always_raw))
+        for name, row in self.rows.items():
+            if row.items or row.numbers:
+                plan, items = row.plan, list(row.items.values())
+                raw = row.raw and budget(plan, items)
+                numbers = list(row.numbers.values())
+                out.append(
+                    Group(name, items, raw, plan.always_raw, numbers, row.buffers, plan.cast, plan.compression)
+                )
         return tuple(out)

@@ -142,17 +142,17 @@ class Saving(base.Hook):
 
     def _take_over(self, parameter: Parameter, group: int) -> None:
         """Tell the catalogue who holds a weight that was saved in this step when nobody seemed to hold it."""
-        saved = self._open_step().items.get(self._homes_of(parameter)[WEIGHT], {})
+        saved = self._row(self._homes_of(parameter)[WEIGHT]).items
         item = saved.get(parameter.name)
         if item is not None and item.info.optimizer_group is None:
             info = self._infos[parameter.name] = replace(item.info, optimizer_group=group)
-            saved[parameter.name] = replace(item, info=info)
+            saved[parameter.name] = item._replace(info=info)
 
     def _forget_gradient(self, name: str, home: str) -> None:
         """Take back a gradient that was saved in this step when nobody seemed to hold its parameter."""
         if name in self._open.gradients:
             self._open.gradients.discard(name)
-            self._open_step().items.get(home, {}).pop(f"gradient/{name}", None)
+            self._row(home).items.pop(f"gradient/{name}", None)
             self._infos.pop(f"gradient/{name}", None)
             self._catalogued.pop((home, f"gradient/{name}"), None)
 

@@ -1,16 +1,16 @@
 """Bytes in and out: a local folder, or any URL that fsspec knows.
 
-Six operations are all the store needs. Keys are relative to the run, with `/` between parts. An object that is not
+A few operations are all the store needs. Keys are relative to the run, with `/` between parts. An object that is not
 there is `Missing`; everything else that goes wrong is a StoreError, with the sentence a user will read.
 """
 
 from __future__ import annotations
 
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,7 +18,12 @@ from typing import Any, Protocol, TypeVar
 from smdbg.errors import AccessRefused, SmdbgError, StoreError
 
 Data = bytes | bytearray
+S = TypeVar("S")
 T = TypeVar("T")
+
+SMALL = 1 << 20  # bytes that one thread reads as soon as several would
+THREADS = 4  # that read files; more do not make a disk faster
+AT_ONCE = 512  # pieces of memory that one read of the system fills; it may refuse more than 1,024
 
 
 class Missing(KeyError):
@@ -27,7 +32,7 @@ class Missing(KeyError):
 
 @dataclass(frozen=True)
 class Range:
-    """Bytes [start, stop) of an object; stop None means to its end."""
+    """Bytes [start, stop) of an object; stop None means to its end, and then a negative start counts from there."""
 
     key: str
     start: int = 0
@@ -36,12 +41,40 @@ class Range:
 
 @dataclass(frozen=True)
 class Listed:
-    """One name directly below a prefix. `modified` is the store's own clock, unix seconds; folders have no size."""
+    """One name directly below a prefix, or of `walk` a whole key. Folders have no size.
+
+    `modified` is the store's own clock, unix seconds; `etag` what S3 tells versions apart by, '' elsewhere.
+    """
 
     name: str
     folder: bool
     size: int = 0
     modified: float = 0.0
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Bytes of an object from `start` on, wanted in memory that follows each other in the object.
+
+    `into` is called once, when the store has shown that there are so many bytes: sizes that come from metadata take no
+    memory before.
+    """
+
+    key: str
+    start: int
+    size: int
+    into: Callable[[], Sequence[memoryview]]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An object, or that it is the `same` as known. `tag` tells versions apart; `modified`: unix seconds, 0 untold."""
+
+    data: bytes
+    tag: str
+    modified: float
+    same: bool = False
 
 
 class Backend(Protocol):
@@ -62,8 +95,20 @@ class Backend(Protocol):
     def ranges(self, wanted: Sequence[Range]) -> list[bytes | None]:
         """Return parts of objects, read in parallel; None where the object is missing. A part may come back short."""
 
+    def fill(self, wanted: Sequence[Fill]) -> list[bool | None]:
+        """Read parts of objects, in parallel, straight to their place: True, False if too short, None if missing."""
+
+    def newer(self, wanted: Sequence[tuple[str, str]]) -> list[Fetched | None]:
+        """Return objects, read in parallel, unless they are as known: (key, tag) each, '' for none; None if missing."""
+
     def list(self, prefix: str) -> list[Listed]:
         """Return what lies directly below a prefix, by name; empty when there is nothing."""
+
+    def walk(self, prefix: str) -> Iterator[Listed]:
+        """Yield every object below a prefix, however deep, in bounded memory; names are whole keys, in no order."""
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Delete objects, in this order where the store does; those that are missing are no error."""
 
 
 def open_backend(
@@ -75,7 +120,17 @@ def open_backend(
         raise StoreError("the URL of the run is empty: give a folder or a URL such as s3://bucket/runs/1")
     if "://" not in text or text.startswith("file://"):
         return LocalBackend(text.removeprefix("file://"), concurrency)
-    return FsspecBackend(text, storage_options or {}, concurrency)
+    options = dict(storage_options or {})
+    client = str(options.pop("client", None) or os.environ.get("SMDBG_S3_CLIENT") or "s3fs")
+    if client == "obstore" and text.startswith(("s3://", "s3a://")):
+        from smdbg.store.object_store import ObjectStoreBackend
+
+        return ObjectStoreBackend(text, options, concurrency)
+    if client not in ("s3fs", "obstore"):
+        raise StoreError(f"{text}: there is no S3 client {client!r}: s3fs and obstore are")
+    from smdbg.store.remote import FsspecBackend
+
+    return FsspecBackend(text, options, concurrency)
 
 
 class LocalBackend:
@@ -150,18 +205,53 @@ class LocalBackend:
         with _local_errors(self.url):
             try:
                 with open(self._root / wanted.key, "rb") as file:
-                    if wanted.start:
+                    if wanted.start < 0:
+                        file.seek(max(0, os.fstat(file.fileno()).st_size + wanted.start))
+                    elif wanted.start:
                         file.seek(wanted.start)
                     return file.read(-1 if wanted.stop is None else wanted.stop - wanted.start)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes | None]:
-        """Read parts of files; many large ones in parallel, since a cold disk and a page cache both gain by it."""
-        if len(wanted) < 2 or self._concurrency < 2:
-            return [self._read(w) for w in wanted]
-        with ThreadPoolExecutor(min(self._concurrency, len(wanted), 4)) as pool:
-            return list(pool.map(self._read, wanted))
+        """Read parts of files; in parallel where it is much, since a cold disk and a page cache both gain by it."""
+        return self._each(self._read, wanted, sum(SMALL if w.stop is None else w.stop - w.start for w in wanted))
+
+    def fill(self, wanted: Sequence[Fill]) -> list[bool | None]:
+        """Read parts of files without a copy in between."""
+        return self._each(self._fill, wanted, sum(w.size for w in wanted))
+
+    def newer(self, wanted: Sequence[tuple[str, str]]) -> list[Fetched | None]:
+        """Look at each file's time, size and inode, and read it if they are others than before."""
+        return self._each(lambda known: self._newer(*known), wanted, 0)
+
+    def _each(self, action: Callable[[S], T], wanted: Sequence[S], size: int) -> list[T]:
+        threads = min(self._concurrency, len(wanted), THREADS)
+        if threads < 2 or size < SMALL:
+            return [action(w) for w in wanted]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(action, wanted))
+
+    def _fill(self, wanted: Fill) -> bool | None:
+        with _local_errors(self.url):
+            try:
+                with open(self._root / wanted.key, "rb", buffering=0) as file:
+                    if os.fstat(file.fileno()).st_size < wanted.start + wanted.size:
+                        return False
+                    return _read_into(file.fileno(), wanted.start, wanted.into())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+
+    def _newer(self, key: str, tag: str) -> Fetched | None:
+        with _local_errors(self.url):
+            try:
+                with open(self._root / key, "rb") as file:
+                    facts = os.fstat(file.fileno())
+                    now = f"{facts.st_mtime_ns}-{facts.st_size}-{facts.st_ino}"
+                    same = now == tag
+                    return Fetched(b"" if same else file.read(), now, facts.st_mtime, same)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
 
     def list(self, prefix: str) -> list[Listed]:
         """List a folder."""
@@ -180,6 +270,58 @@ class LocalBackend:
                 return []
         return sorted(out, key=lambda item: item.name)
 
+    def walk(self, prefix: str) -> Iterator[Listed]:
+        """Walk a folder, unfinished files of writers included; links to folders are not followed."""
+        with _local_errors(self.url):
+            for folder, _, names in os.walk(self._root / prefix.rstrip("/"), onerror=_raise_unless_gone):
+                above = os.path.relpath(folder, self._root).replace(os.sep, "/")
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        facts = os.stat(os.path.join(folder, name), follow_symlinks=False)
+                        key = name if above == "." else f"{above}/{name}"
+                        yield Listed(key, False, facts.st_size, facts.st_mtime)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Delete files, and folders that are empty then."""
+        with _local_errors(self.url):
+            for key in keys:
+                (self._root / key).unlink(missing_ok=True)
+            folders = {folder for key in keys for folder in (self._root / key).parents if self._root in folder.parents}
+            for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _read_into(file: int, at: int, pieces: Sequence[memoryview]) -> bool:
+    """Fill pieces of memory one after the other from an open file; False if it ends before."""
+    left = [piece for piece in pieces if len(piece)]
+    while left:
+        got = os.preadv(file, left[:AT_ONCE], at) if hasattr(os, "preadv") else _read_one(file, at, left[0])
+        if got == 0:
+            return False
+        at += got
+        done = 0
+        while done < len(left) and got >= len(left[done]):
+            got -= len(left[done])
+            done += 1
+        left = left[done:]
+        if got:
+            left[0] = left[0][got:]
+    return True
+
+
+def _read_one(file: int, at: int, piece: memoryview) -> int:
+    """Do what preadv does, for one piece, where the system has none."""
+    os.lseek(file, at, os.SEEK_SET)
+    data = os.read(file, len(piece))
+    piece[: len(data)] = data
+    return len(data)
+
 
 class _local_errors:  # noqa: N801 - reads as a statement
     """Turn a file system's errors into sentences."""
@@ -197,171 +339,3 @@ class _local_errors:  # noqa: N801 - reads as a statement
             ) from error
         if isinstance(error, OSError) and not isinstance(error, SmdbgError):
             raise StoreError(f"{self._url}: {error.strerror or error} ({error.filename or 'no file named'})") from error
-
-
-class FsspecBackend:
-    """Any fsspec URL; S3 through s3fs, which takes credentials, region and endpoint from the standard AWS places."""
-
-    copies = 1
-
-    def __init__(self, url: str, storage_options: Mapping[str, Any], concurrency: int = 8) -> None:
-        """Open the file system named by the URL's scheme. No request is made yet."""
-        from fsspec.core import url_to_fs
-
-        self.url = url.rstrip("/")
-        self._s3 = url.startswith(("s3://", "s3a://"))
-        options = dict(storage_options)
-        if self._s3:
-            # One GET an object instead of HEAD and GET; nothing remembered of listings, since others write.
-            options.setdefault("max_concurrency", 1)
-            options.setdefault("use_listings_cache", False)
-            config = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2, "mode": "standard"}}
-            options["config_kwargs"] = {**config, **options.get("config_kwargs", {})}
-        self._fs, self._root = self._call(lambda: url_to_fs(self.url, **options), "")
-        self._concurrency = concurrency
-        self._conditional = True
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{key}" if key else str(self._root)
-
-    def _call(self, action: Callable[[], T], key: str) -> T:
-        try:
-            return action()
-        except Exception as error:
-            raise _store_error(error, self.url, key) from error
-
-    def put(self, key: str, data: Data) -> None:
-        """One PUT (a multipart upload beyond 100 MB)."""
-        self._call(lambda: self._fs.pipe_file(self._path(key), data), key)
-
-    def create(self, key: str, data: Data) -> bool:
-        """One PUT with If-None-Match; a plain PUT where the store does not know conditions."""
-        if self._conditional:
-            try:
-                self._fs.pipe_file(self._path(key), data, mode="create")
-                return True
-            except Exception as error:
-                code = _code(error)
-                if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    return False
-                if code not in ("NotImplemented", "InvalidArgument", "501") and not isinstance(error, TypeError):
-                    raise _store_error(error, self.url, key) from error
-                self._conditional = False
-        self.put(key, data)
-        return True
-
-    def get(self, key: str) -> bytes:
-        """One GET."""
-        return self._call(lambda: bytes(self._fs.cat_file(self._path(key))), key)
-
-    def ranges(self, wanted: Sequence[Range]) -> list[bytes | None]:
-        """One GET a range, at most `concurrency` at a time."""
-        if not wanted:
-            return []
-        paths = [self._path(w.key) for w in wanted]
-        starts = [w.start or None if w.stop is None else w.start for w in wanted]
-        ends = [w.stop for w in wanted]
-        found = self._call(
-            lambda: self._fs.cat_ranges(paths, starts, ends, on_error="return", batch_size=self._concurrency), ""
-        )
-        out: list[bytes | None] = []
-        for item, asked in zip(found, wanted, strict=True):
-            if isinstance(item, Exception):
-                error = _store_error(item, self.url, asked.key)
-                if not isinstance(error, Missing):
-                    raise error from item
-                out.append(None)
-            else:
-                out.append(bytes(item))
-        return out
-
-    def list(self, prefix: str) -> list[Listed]:
-        """One LIST a thousand names."""
-        path = self._path(prefix.rstrip("/"))
-        try:
-            found = self._call(lambda: self._fs.ls(path, detail=True, refresh=True), prefix)
-        except Missing:
-            return []
-        out = []
-        for item in found:
-            name = str(item["name"]).rstrip("/").rsplit("/", 1)[-1]
-            if str(item["name"]).rstrip("/") == path:  # a file of that very name, or the folder's own marker
-                continue
-            if item["type"] == "directory":
-                out.append(Listed(name, True))
-            else:
-                out.append(Listed(name, False, int(item.get("size") or 0), _modified(item)))
-        return sorted(out, key=lambda listed: listed.name)
-
-
-def _modified(item: Mapping[str, Any]) -> float:
-    for name in ("LastModified", "mtime", "created", "last_modified", "updated"):
-        value = item.get(name)
-        if value is not None:
-            return float(value) if isinstance(value, int | float) else float(value.timestamp())
-    return time.time()
-
-
-def _chain(error: BaseException | None) -> Iterable[BaseException]:
-    seen = 0
-    while error is not None and seen < 10:
-        yield error
-        error, seen = error.__cause__ or error.__context__, seen + 1
-
-
-def _code(error: BaseException) -> str:
-    """Return the S3 error code of an exception or of what caused it, '' without one."""
-    for link in _chain(error):
-        response = getattr(link, "response", None)
-        if isinstance(response, Mapping):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-_REFUSED = frozenset(
-    (
-        "AccessDenied 403 Forbidden InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken "
-        "AllAccessDisabled AccountProblem RequestTimeTooSkewed TokenRefreshRequired"
-    ).split()
-)
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
-_UNREACHABLE = (
-    "EndpointConnectionError",
-    "ConnectTimeoutError",
-    "ReadTimeoutError",
-    "ConnectionClosedError",
-    "ClientConnectorError",
-    "HTTPClientError",
-    "ProxyConnectionError",
-)
-
-
-def _store_error(error: Exception, url: str, key: str) -> Exception:
-    """Return the error to raise in place of one from fsspec, s3fs or botocore."""
-    if isinstance(error, SmdbgError | Missing):
-        return error
-    code, kinds = _code(error), {type(link).__name__ for link in _chain(error)}
-    said = str(error).strip() or type(error).__name__
-    bucket = url.split("://", 1)[-1].split("/", 1)[0]
-    if code == "NoSuchBucket":
-        return StoreError(f"{url}: there is no bucket {bucket!r}: make it, or check the name and the region")
-    if kinds.intersection(_NO_CREDENTIALS):
-        return AccessRefused(
-            f"{url}: no AWS credentials were found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    if code in _REFUSED or isinstance(error, PermissionError):
-        return AccessRefused(
-            f"{url}: the store refused access to {key or 'it'} ({code or said}): check credentials, their expiry, and "
-            "that the role may do this"
-        )
-    if kinds.intersection(_UNREACHABLE) or isinstance(error, ConnectionError | TimeoutError):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        where = f" at {endpoint}" if endpoint else ""
-        return StoreError(f"{url}: the store{where} does not answer: check the endpoint and the network ({said})")
-    if isinstance(error, FileNotFoundError):
-        return Missing(key)
-    if isinstance(error, ImportError):
-        return StoreError(f"{url}: this kind of URL needs a package that is not installed ({said})")
-    if isinstance(error, ValueError) and "Protocol not known" in said:
-        return StoreError(f"{url}: unknown kind of URL: give a folder, or a URL such as s3://bucket/runs/1")
-    return StoreError(f"{url}: the store failed on {key or 'a request'} ({type(error).__name__}: {said})")

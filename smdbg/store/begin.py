@@ -13,7 +13,7 @@ from smdbg.errors import AccessRefused, NotARun, RunExists
 from smdbg.store.backend import Backend, Missing
 from smdbg.store.format import FORMAT, canonical, group_json, log_spec, parse_worker, worker_key
 from smdbg.store.format import array_json as _array_json
-from smdbg.store.writer import WorkerFacts, worker_attributes
+from smdbg.store.writer import WorkerFacts, with_checksum, worker_attributes
 
 SUBGROUPS = ("workers", "control", "checks")
 
@@ -57,7 +57,7 @@ def begin(
         "host": run.host,
         "writer_id": writer_id,
     }
-    if not backend.create("zarr.json", _dump(group_json({"smdbg": root}))):
+    if not backend.create("zarr.json", _dump(group_json({"smdbg": with_checksum(root)}))):
         _join(backend, run, rank, writer_id, resume)
     for name in SUBGROUPS:
         backend.create(f"{name}/zarr.json", _dump(group_json({})))

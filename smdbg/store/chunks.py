@@ -1,7 +1,7 @@
 """Reading inner chunks: which bytes of which objects hold given rows and elements, fetched in few ranged requests.
 
 Every chunk that is read is checked against its crc32c. Objects lie without gaps (see shard.py), so offsets are
-computed and a shard's index is not read.
+computed and a shard's index is not read, unless the chunks are compressed.
 """
 
 from __future__ import annotations
@@ -15,30 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smdbg.errors import DamagedData
+from smdbg.store.apart import lies_apart, read_apart
 from smdbg.store.backend import Backend, Range
-from smdbg.store.format import ArraySpec
-from smdbg.store.shard import CRC, intact
+from smdbg.store.compress import decompress
+from smdbg.store.format import ArraySpec, product
+from smdbg.store.parts import GONE, Chunk, Part, Spread, broken, check_chunks, columns, damaged, part_of
+from smdbg.store.shard import CRC, MISSING, intact, parse_index
 
 GAP = 64 << 10  # bytes that are cheaper to read along than to ask for the next part separately
 BATCH = 128 << 20  # bytes fetched before they are handed on
 BATCH_CHUNKS = 8192
-LARGEST_CHUNK = 512 << 20  # no writer makes one; metadata that says so is not believed
-
-
-@dataclass(frozen=True, order=True)
-class Chunk:
-    """An inner chunk: `group` counts chunk heights down the rows, `column` chunk widths across a row."""
-
-    group: int
-    column: int = 0
-
-
-@dataclass(frozen=True)
-class _Part:
-    key: str
-    start: int
-    stop: int
-    chunk: Chunk
+MOST_CHUNKS = 1 << 16  # in a shard whose index is read; as above
+TRIES = 3  # to read the index of a compressed shard that changes while it is read
 
 
 def fetch(
@@ -48,26 +36,34 @@ def fetch(
 
     Raises DamagedData when an object is missing, short or does not match its checksum.
     """
-    if spec.chunk_bytes > LARGEST_CHUNK:
-        raise DamagedData(f"{backend.url}/{base}/{spec.path}: chunks of {spec.chunk_bytes} bytes are not believed")
+    check_chunks(backend, base, spec)
     per_batch = min(BATCH_CHUNKS, max(1, BATCH // (spec.chunk_bytes + CRC)))
     left = iter(wanted)
-    while parts := [_part(base, spec, chunk) for chunk in islice(left, per_batch)]:
+    while parts := [part_of(base, spec, chunk) for chunk in islice(left, per_batch)]:
         yield from _fetch_batch(backend, spec, parts)
 
 
-def _part(base: str, spec: ArraySpec, chunk: Chunk) -> _Part:
-    size = spec.chunk_bytes + CRC
-    groups, across = spec.grid[0], spec.grid[1] if len(spec.grid) > 1 else 1
-    key = f"{base}/{spec.key(chunk.group * spec.chunk[0], chunk.column // across)}"
-    index = (chunk.group % groups) * spec.chunks_per_row + chunk.column % across
-    return _Part(key, index * size, (index + 1) * size, chunk)
+def _fetch_batch(backend: Backend, spec: ArraySpec, parts: Sequence[Part]) -> Iterator[tuple[Chunk, NDArray[Any]]]:
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    if spec.compression:
+        held = _fetch_compressed(backend, spec, parts)
+    else:
+        held, bad = _fetch_places(backend, spec, parts)
+        if bad:
+            raise damaged(backend, spec, bad[0], broken(bad[0]))
+    for part in parts:
+        yield part.chunk, np.frombuffer(held[part.chunk], dtype).reshape(spec.chunk)
 
 
-def _fetch_batch(backend: Backend, spec: ArraySpec, parts: Sequence[_Part]) -> Iterator[tuple[Chunk, NDArray[Any]]]:
-    ordered = sorted(parts, key=lambda part: (part.key, part.start))
-    runs: list[list[_Part]] = []
-    for part in ordered:
+def _fetch_places(
+    backend: Backend, spec: ArraySpec, parts: Iterable[Part]
+) -> tuple[dict[Chunk, memoryview], list[Part]]:
+    """Return the chunks that are intact, without their checksums, and where the others should be.
+
+    Neighbours are read together. Raises DamagedChunk where an object is missing.
+    """
+    runs: list[list[Part]] = []
+    for part in sorted(parts, key=lambda part: (part.key, part.start)):
         last = runs[-1][-1] if runs else None
         if last is not None and last.key == part.key and part.start - last.stop <= GAP:
             runs[-1].append(part)
@@ -75,21 +71,78 @@ def _fetch_batch(backend: Backend, spec: ArraySpec, parts: Sequence[_Part]) -> I
             runs.append([part])
     found = backend.ranges([Range(run[0].key, run[0].start, run[-1].stop) for run in runs])
     held: dict[Chunk, memoryview] = {}
+    bad: list[Part] = []
     for run, data in zip(runs, found, strict=True):
         if data is None:
-            raise DamagedData(f"{backend.url}/{run[0].key} is missing, although the commit log lists what it held")
+            raise damaged(backend, spec, run[0], GONE)
         view = memoryview(data)
         for part in run:
             piece = view[part.start - run[0].start : part.stop - run[0].start]
-            if len(piece) != part.stop - part.start or not intact(piece):
-                raise DamagedData(
-                    f"{backend.url}/{part.key} is damaged: bytes {part.start} to {part.stop} do not match their "
-                    "checksum"
-                )
-            held[part.chunk] = piece[:-CRC]
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
+            if len(piece) == part.stop - part.start and intact(piece):
+                held[part.chunk] = piece[:-CRC]
+            else:
+                bad.append(part)
+    return held, bad
+
+
+def _fetch_compressed(backend: Backend, spec: ArraySpec, parts: Sequence[Part]) -> dict[Chunk, memoryview]:
+    """Return chunks as they were before compression: first the index of each shard, then the chunks.
+
+    A shard may be put again in between, and its last chunk with another length: then its index is read anew.
+    """
+    held: dict[Chunk, memoryview] = {}
+    left = list(parts)
+    for _ in range(TRIES):
+        placed = _placed(backend, spec, left)
+        found, left = _fetch_places(backend, spec, placed)
+        held.update(found)
+        if not left:
+            break
+    else:
+        raise damaged(backend, spec, left[0], broken(left[0]))
     for part in parts:
-        yield part.chunk, np.frombuffer(held[part.chunk], dtype).reshape(spec.chunk)
+        try:
+            held[part.chunk] = memoryview(decompress(spec.compression, held[part.chunk], spec.chunk_bytes))
+        except ValueError as error:
+            raise damaged(backend, spec, part, f"is damaged: chunk {part.index}: {error}") from None
+    return held
+
+
+def _placed(backend: Backend, spec: ArraySpec, parts: Sequence[Part]) -> list[Part]:
+    """Return the parts with the places that the indexes of their shards tell."""
+    count = product(spec.grid)
+    if count > MOST_CHUNKS:
+        raise DamagedData(f"{backend.url}/{parts[0].key}: shards of {count} chunks are not believed")
+    firsts = {part.key: part for part in reversed(parts)}
+    found = backend.ranges([Range(key, -(16 * count + CRC)) for key in firsts])
+    indexes: dict[str, NDArray[np.int64]] = {}
+    for (key, first), data in zip(firsts.items(), found, strict=True):
+        if data is None:
+            raise damaged(backend, spec, first, GONE)
+        indexes[key] = _stops(backend, spec, first, data)
+    out = []
+    for part in parts:
+        stops = indexes[part.key]
+        if part.index >= len(stops):
+            raise damaged(backend, spec, part, f"is damaged: it has {len(stops)} chunks, and the log lists more")
+        start = int(stops[part.index - 1]) if part.index else 0
+        out.append(Part(part.key, start, int(stops[part.index]), part.chunk, part.index))
+    return out
+
+
+def _stops(backend: Backend, spec: ArraySpec, part: Part, data: bytes) -> NDArray[np.int64]:
+    """Return where each chunk of a shard ends. Raises DamagedChunk unless they follow each other without gaps."""
+    try:
+        index = parse_index(data, product(spec.grid), spec.chunk_bytes)
+    except ValueError as error:
+        raise damaged(backend, spec, part, f"is damaged: {error}") from None
+    there = index[:, 1] != MISSING
+    present = len(index) if there.all() else int(np.argmin(there))
+    stops: NDArray[np.int64] = np.cumsum(index[:present, 1].astype(np.int64))
+    starts = stops - index[:present, 1].astype(np.int64)
+    if there[present:].any() or (index[:present, 0] != starts.astype(np.uint64)).any():
+        raise damaged(backend, spec, part, "is damaged: its index tells of chunks that do not follow each other")
+    return stops
 
 
 def read_rows(backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -120,33 +173,22 @@ def read_elements(
     """
     if not all(0 <= start <= stop <= spec.tail[0] for start, stop in runs):
         raise DamagedData(f"{backend.url}/{base}/{spec.path}: the catalogue places a value outside of it")
+    if lies_apart(spec):
+        return read_apart(backend, base, spec, rows, runs)
     width, height = spec.chunk[1], spec.chunk[0]
-    total = sum(stop - start for start, stop in runs)
+    spread = Spread(runs)
+    total = spread.total
     groups = rows // height
     out: NDArray[Any] | None = None
-    wanted = (Chunk(int(group), column) for group in np.unique(groups) for column in _columns(runs, width))
+    wanted = (Chunk(int(group), column) for group in np.unique(groups) for column in columns(runs, width))
     for chunk, content in fetch(backend, base, spec, wanted):
         if out is None:
             out = np.empty((rows.size, total), spec.dtype)
         here = np.flatnonzero(groups == chunk.group)
         inside = rows[here] - chunk.group * height
-        at, left = 0, chunk.column * width
-        for start, stop in runs:
-            first, last = max(start, left), min(stop, left + width)
-            if first < last:
-                out[here, at + first - start : at + last - start] = content[inside, first - left : last - left]
-            at += stop - start
+        for at, first, last in spread.within(chunk.column * width, width):
+            out[here, at : at + last - first] = content[inside, first:last]
     return np.empty((rows.size, total), spec.dtype) if out is None else out
-
-
-def _columns(runs: Sequence[tuple[int, int]], width: int) -> Iterator[int]:
-    """Yield the chunk columns that ascending runs touch, each once."""
-    after = 0
-    for start, stop in runs:
-        if stop > start:
-            first = max(after, start // width)
-            after = (stop - 1) // width + 1
-            yield from range(first, after)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ true dtype in the catalogue. Text is kept as UTF-8 bytes with one more axis, zer
 from __future__ import annotations
 
 import math
+import typing
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ _NATIVE = frozenset(
 )
 _NAMES = {np.dtype(name): name for name in _NATIVE}  # dtype.name itself takes ten times as long
 MOST_EMPTY = 1 << 20  # empty texts that take no bytes; a shape that says more is not believed
+CASTS = ("float32", "float16", "bfloat16")  # what floats can be cast to for storing
+_FLOAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_BLOCK = 1 << 15  # elements that are cast at a time: with what is computed of them they stay in the cache
 _UNSIGNED = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 
 
@@ -132,6 +136,57 @@ def _decode_text(elements: Array, name: str, shape: tuple[int, ...]) -> Array:
         raise DamagedData(f"stored text is not UTF-8 ({error})") from error
 
 
+def cast(elements: Array, name: str, target: str) -> tuple[Array, str]:
+    """Return elements of the logical dtype `name` as the narrower float `target`, and the name of what they are.
+
+    `target` is one of CASTS. Rounds to nearest, ties to even; NaN stays NaN, what is too large becomes infinite. Values
+    that are no floats, and floats that are not wider than `target`, stay as they are and are not copied.
+    """
+    if _FLOAT_BYTES.get(name, 0) <= _FLOAT_BYTES[target]:
+        return elements, name
+    if target == "bfloat16":
+        return _to_bfloat16(elements), target
+    with np.errstate(all="ignore"):
+        return elements.astype(target), target
+
+
+def _to_bfloat16(elements: Array) -> NDArray[np.uint16]:
+    """Return the bits of float32 or float64 elements, rounded to bfloat16: the upper half of a float32."""
+    out = np.empty(elements.size, np.uint16)
+    carry = np.empty(min(_BLOCK, elements.size), np.uint32)
+    for start in range(0, elements.size, _BLOCK):
+        block = elements[start : start + _BLOCK]
+        single = block if block.dtype == np.float32 else _to_odd_float32(block)
+        bits, sums = single.view(np.uint32), carry[: block.size]
+        # Just less than half of the last place kept, and the rest of the half where that place is odd.
+        np.right_shift(bits, np.uint32(16), out=sums)
+        np.bitwise_and(sums, np.uint32(1), out=sums)
+        np.add(sums, np.uint32(0x7FFF), out=sums)
+        np.add(sums, bits, out=sums)
+        np.right_shift(sums, np.uint32(16), out=sums)
+        out[start : start + block.size] = sums
+        nan = np.isnan(single)
+        if nan.any():  # their bits would carry over into those of infinity, or of a number; the quiet bit stays
+            out[start : start + block.size][nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
+    return out
+
+
+def _to_odd_float32(block: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return float64 as float32, inexact ones as the neighbour with an odd last place.
+
+    A number rounded twice to nearest may end on the wrong side of a tie; one that was first made odd does not.
+    """
+    with np.errstate(all="ignore"):
+        single = block.astype(np.float32)
+        back = single.astype(np.float64)
+        bits = single.view(np.uint32)
+        to_even = (back != block) & (bits & np.uint32(1) == 0) & ~np.isnan(block)
+        if to_even.any():
+            bits[to_even & (np.abs(back) < np.abs(block))] += np.uint32(1)
+            bits[to_even & (np.abs(back) > np.abs(block))] -= np.uint32(1)
+    return single
+
+
 def as_float32(elements: Array, name: str) -> NDArray[np.float32]:
     """Return bfloat16 or float8 bits as float32, exactly, without any other package."""
     if name == "bfloat16":
@@ -178,4 +233,4 @@ def _own_dtype(name: str) -> np.dtype[Any] | None:
         import ml_dtypes
     except ImportError:
         return None
-    return np.dtype(cast(Any, getattr(ml_dtypes, name))) if hasattr(ml_dtypes, name) else None
+    return np.dtype(typing.cast(Any, getattr(ml_dtypes, name))) if hasattr(ml_dtypes, name) else None

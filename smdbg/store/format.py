@@ -32,12 +32,17 @@ LOG_COLUMNS = (
 )
 # A row that was never written is all zeros; a written one always has an end time.
 END_TIME = LOG_COLUMNS.index("end_time")
+# In the first column of the row behind the last, if the last chunk has one.
+LOG_RUNNING, LOG_ENDED = 1, 2
 
 FLAG_SKIPPED = 1  # the optimizer step was skipped (loss scaling overflow)
 FLAG_TRIGGERED = 2  # saved because a trigger asked for it
 FLAG_DROPPED = 4  # rows of this step were dropped, since the store was away and the buffer full
 
 MAX_COLLECTIONS = 63  # bits of a signed 64-bit mask that leave it positive
+
+# Compression of an array's inner chunks, by the name users give it, as a Zarr codec.
+COMPRESSIONS = ("lz4", "zstd")
 
 MIB = 1 << 20
 WIDE_ROW = 4 * MIB  # a row of at least this many bytes is put at once, in shards of its own
@@ -129,7 +134,7 @@ class Entry:
     """A catalogue entry: the tensor and its places. A new place is added at the end; old ones keep their rows.
 
     `since`: the collection's row in which it was first saved. A catalogue is written before the rows that need it, so
-    that row may not be there.
+    that row may not be there. `whole`: it is in every row from there on, which is told when the worker has ended.
     """
 
     info: TensorInfo
@@ -138,6 +143,7 @@ class Entry:
     layout: list[Place] = field(default_factory=list)
     features: list[Place] = field(default_factory=list)
     since: int = 0
+    whole: bool = False
 
 
 def plain_info(info: TensorInfo) -> TensorInfo:
@@ -177,6 +183,8 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
             out[spec.name] = list(value) if isinstance(value, tuple) else value
     if entry.since:
         out["since"] = entry.since
+    if entry.whole:
+        out["whole"] = True
     out["slots"] = [[s.array, s.offset, s.capacity, s.dtype] for s in entry.slots]
     for kind in _PLACES:
         places: list[Place] = getattr(entry, kind)
@@ -199,7 +207,7 @@ def entry_from_json(data: Mapping[str, Any]) -> Entry:
             fields[key] = tuple(str(v) if key in ("aliases", "tags") else _natural(v) for v in fields[key])
     if "shape" not in fields and "shape" in data:
         raise TypeError(f"the shape of {data['name']!r} is no list")
-    entry = Entry(TensorInfo(**fields), since=_natural(data.get("since", 0)))
+    entry = Entry(TensorInfo(**fields), since=_natural(data.get("since", 0)), whole=data.get("whole") is True)
     for array, offset, capacity, dtype in data.get("slots", ()):
         entry.slots.append(ValueSlot(str(array), _natural(offset), _natural(capacity), str(dtype)))
     for kind in _PLACES:
@@ -246,7 +254,8 @@ class ArraySpec:
 
     `tail` is the shape behind the row axis. `shard` is the outer chunk, one object each; `chunk` the inner one, equal
     to `shard` where the array is not sharded (the log and `step`). Both include the row axis. `first_row`: of the
-    collection's rows, the first that the array may hold; shards before its own were never written.
+    collection's rows, the first that the array may hold; shards before its own were never written. `compression`: ""
+    or one of COMPRESSIONS; compressed chunks differ in length, so that their places are read from the shard's index.
     """
 
     path: str
@@ -259,6 +268,7 @@ class ArraySpec:
     sharded: bool = True
     statistics: tuple[str, ...] = ()
     first_row: int = 0
+    compression: str = ""
 
     @property
     def itemsize(self) -> int:
@@ -303,7 +313,7 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def values_spec(collection: str, array: str, dtype: str, elements: int) -> ArraySpec:
+def values_spec(collection: str, array: str, dtype: str, elements: int, compression: str = "") -> ArraySpec:
     """Lay out an array for rows of `elements` values of the Zarr data type `dtype`.
 
     Inner chunks cut a row into equal parts of at most about 256 KiB, or hold several short rows, never both: so the
@@ -323,9 +333,8 @@ def values_spec(collection: str, array: str, dtype: str, elements: int) -> Array
     else:
         rows, together = _narrow_rows(row)
         shard, chunk = (rows, width), ((together, width) if parts == 1 else (1, part))
-    return ArraySpec(
-        f"{collection}/{array}", "values", dtype, (width,), shard, chunk, ("row", f"element_{array}"), True
-    )
+    path, dims = f"{collection}/{array}", ("row", f"element_{array}")
+    return ArraySpec(path, "values", dtype, (width,), shard, chunk, dims, compression=compression)
 
 
 def table_spec(
@@ -391,7 +400,7 @@ def array_json(spec: ArraySpec, rows: int) -> dict[str, Any]:
         "name": "sharding_indexed",
         "configuration": {
             "chunk_shape": list(spec.chunk),
-            "codecs": plain,
+            "codecs": [little, *_compression_json(spec), {"name": "crc32c"}],
             "index_codecs": plain,
             "index_location": "end",
         },
@@ -416,6 +425,18 @@ def array_json(spec: ArraySpec, rows: int) -> dict[str, Any]:
     }
 
 
+def _compression_json(spec: ArraySpec) -> list[dict[str, Any]]:
+    if spec.compression == "lz4":
+        bitshuffle = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "typesize": spec.itemsize, "blocksize": 0}
+        return [{"name": "blosc", "configuration": bitshuffle}]
+    if spec.compression == "zstd":
+        return [{"name": "zstd", "configuration": {"level": 1, "checksum": False}}]
+    return []
+
+
+_CODECS = {("bytes", "crc32c"): "", ("bytes", "blosc", "crc32c"): "lz4", ("bytes", "zstd", "crc32c"): "zstd"}
+
+
 def spec_from_json(path: str, data: Mapping[str, Any]) -> ArraySpec:
     """Read an array's zarr.json. Raises KeyError, TypeError or ValueError when it is not one this version writes."""
     dtype = data["data_type"]
@@ -425,7 +446,8 @@ def spec_from_json(path: str, data: Mapping[str, Any]) -> ArraySpec:
     sharded = codec["name"] == "sharding_indexed"
     inner = codec["configuration"]["codecs"] if sharded else data["codecs"]
     chunk = tuple(_natural(n) for n in codec["configuration"]["chunk_shape"]) if sharded else shard
-    if dtype not in ZARR_ITEMSIZE or [c["name"] for c in inner] != ["bytes", "crc32c"]:
+    compression = _CODECS.get(tuple(str(c["name"]) for c in inner))
+    if dtype not in ZARR_ITEMSIZE or compression is None or (compression and not sharded):
         raise ValueError(f"{path}: unknown data type or codecs")
     if not (len(shape) == len(shard) == len(chunk)) or min(shard) < 1 or min(chunk) < 1:
         raise ValueError(f"{path}: shapes do not agree")
@@ -449,6 +471,7 @@ def spec_from_json(path: str, data: Mapping[str, Any]) -> ArraySpec:
         sharded,
         tuple(str(s) for s in facts.get("statistics", ())),
         first_row,
+        compression,
     )
 
 

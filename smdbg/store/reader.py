@@ -1,4 +1,4 @@
-"""Reading a run: the catalogue, the committed rows, and ranged reads of what they hold.
+"""A run as it stands in the store: which workers there are, what they have committed, and following them.
 
 Nothing is believed that the commit log does not list, and no size from metadata is acted on before it is checked.
 """
@@ -7,123 +7,179 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smdbg.errors import DamagedData, NewerFormat, NotARun, RunNotFound
-from smdbg.store.backend import Backend, Missing, Range
-from smdbg.store.checks import check_collections, check_places, check_root, check_spec, check_worker
-from smdbg.store.chunks import cut, read_elements, read_rows
-from smdbg.store.dtypes import decode
+from smdbg.store.attempt import ENDED, Attempt, Catalogue, Log, parse_catalogue, parse_log
+from smdbg.store.backend import Backend, Fetched, Missing
+from smdbg.store.checks import check_root
 from smdbg.store.format import (
-    END_TIME,
+    FLAG_DROPPED,
     FORMAT,
     LOG_COLUMNS,
     LOG_ROWS,
-    ArraySpec,
-    Entry,
-    canonical,
-    entry_from_json,
     log_spec,
     parse_worker,
-    product,
-    spec_from_json,
     worker_key,
 )
-from smdbg.store.shard import crc32c, intact
+from smdbg.store.values import Values
+
+__all__ = ["Attempt", "StoredRun"]
 
 LOST_SECONDS = 60.0
-LONGEST_LOG = 1 << 32  # steps; metadata that says more is not believed
+LOOK_SECONDS = 30.0  # between looks for workers and attempts that nothing announces
 FEW_CHUNKS = 16  # of a log; more are not asked for before they were seen in a listing
-CACHE_BYTES = 256 << 20
 SMALL_TABLE = 8 << 20
+TRIES = 3  # to find the catalogue that the log speaks of
 
-Log = NDArray[np.int64]
+Key = tuple[int, int]
 _SAVED, _RAW = LOG_COLUMNS.index("saved"), LOG_COLUMNS.index("raw")
-_VERSION = LOG_COLUMNS.index("catalogue_version")
+_VERSION, _FLAGS = LOG_COLUMNS.index("catalogue_version"), LOG_COLUMNS.index("flags")
 
 
-@dataclass
-class Attempt:
-    """One life of a worker: its catalogue, its arrays and its committed log.
+@dataclass(eq=False)
+class _Worker:
+    """What is known of one attempt of a worker, and how the store called the versions that were read."""
 
-    `until`: rows of steps from here on are superseded by a later attempt (None: none is).
-    """
-
-    rank: int
-    attempt: int
-    facts: Mapping[str, Any]
-    entries: dict[str, Entry]
-    specs: dict[str, ArraySpec]
-    log: Log
-    last_commit: float = 0.0
-    until: int | None = None
-    _rows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    key: Key
+    url: str
+    catalogue: Catalogue
+    group_tag: str
+    parts: list[Log] = field(default_factory=list)  # rows of each chunk of the log
+    log_tag: str = ""  # of the last chunk
+    mark: int = 0
+    seen: float = 0.0  # last sign of life, by the store's clock
+    asked: int = 0  # times the catalogue was asked for since the log went ahead of it
+    silent: bool = False  # the store did not tell when the log was last put
+    looked: float = 0.0
+    attempt: Attempt | None = None
 
     @property
     def base(self) -> str:
-        """The worker group's key."""
-        return worker_key(self.rank, self.attempt)
+        return worker_key(*self.key)
 
-    @cached_property
-    def bits(self) -> dict[str, int]:
-        """Collection -> its bit in the masks."""
-        return {name: int(about["bit"]) for name, about in self.facts["collections"].items()}
+    @property
+    def running(self) -> bool:
+        return self.catalogue.status == "running"
 
-    @cached_property
-    def lasting(self) -> NDArray[np.bool_]:
-        """Tell for each log row whether the worker did not go back to its step, or before it, later on."""
-        out = np.ones(len(self.log), bool)
-        step = self.log[:, 0]
-        out[:-1] = step[:-1] < np.minimum.accumulate(step[::-1])[::-1][1:]
-        return out
+    def log_key(self, chunk: int) -> str:
+        return f"{self.base}/{log_spec().key(chunk * LOG_ROWS)}"
 
-    def rows_of(self, collection: str) -> NDArray[np.int64]:
-        """Return for each stored row of a collection the index of its log row: row r belongs to the r-th."""
-        if collection not in self._rows:
-            bit = self.bits.get(collection)
-            saved = np.zeros(len(self.log), bool) if bit is None else (self.log[:, _SAVED] >> bit) & 1 == 1
-            self._rows[collection] = np.flatnonzero(saved)
-        return self._rows[collection]
+    def first_asks(self) -> list[_Ask]:
+        """Return what to poll: the last chunk of the log or, where it is full, the next.
 
-    def raw_at(self, collection: str, log_index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell for log rows whether full values of the collection were kept there."""
-        kept: NDArray[np.bool_] = (self.log[log_index, _RAW] >> self.bits[collection]) & 1 == 1
-        return kept
+        The end of a worker is in its group, put after the log. Where the log does not tell of it, the group is polled.
+        """
+        tells = self.mark and time.time() - self.seen < LOST_SECONDS / 2  # a writer that broke down may not have
+        return [self.log_ask()] if tells else [self.log_ask(), _Ask(self, None, self.group_tag)]
+
+    def log_ask(self) -> _Ask:
+        full = bool(self.parts) and len(self.parts[-1]) == LOG_ROWS
+        chunk = len(self.parts) if full or not self.parts else len(self.parts) - 1
+        return _Ask(self, chunk, "" if chunk == len(self.parts) else self.log_tag, follow=True)
+
+    def behind(self) -> bool:
+        """Tell whether the group that is held is older than what the log says."""
+        newest = int(self.parts[-1][-1, _VERSION]) if self.parts and len(self.parts[-1]) else 0
+        return self.catalogue.version < newest or (self.mark == ENDED and self.running)
+
+    def view(self) -> Attempt:
+        """Return the attempt as it is known now; the same object while nothing changes."""
+        if self.attempt is None:
+            rows = np.concatenate(self.parts) if self.parts else np.zeros((0, len(LOG_COLUMNS)), np.int64)
+            told = self.catalogue
+            if "pruned" in told.facts:  # bits of collections that were taken out stay in the log
+                rows = rows.copy()
+                rows[:, [_SAVED, _RAW]] &= sum(1 << int(about["bit"]) for about in told.facts["collections"].values())
+            self.attempt = Attempt(*self.key, told.facts, told.entries, told.specs, rows)
+        self.attempt.last_commit = self.seen
+        return self.attempt
 
 
-class StoredRun:
-    """A run as it stands in the store."""
+@dataclass(frozen=True)
+class _Ask:
+    """A request for a chunk of a worker's log (None: for its group), unless it is as the tag says.
+
+    `follow`: further chunks are looked for behind a full one, whatever the group says.
+    """
+
+    worker: _Worker
+    chunk: int | None
+    tag: str = ""
+    follow: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.worker.base}/zarr.json" if self.chunk is None else self.worker.log_key(self.chunk)
+
+
+class StoredRun(Values):
+    """A run as it stands in the store. `damaged` tells of workers, by rank and attempt, that cannot be read."""
 
     def __init__(self, backend: Backend, attempt: str | int = "latest") -> None:
-        """Read root, worker groups and logs. Raises RunNotFound, NotARun, NewerFormat, DamagedData, StoreError."""
-        self.backend = backend
+        """Read root, worker groups and logs. Raises RunNotFound, NotARun, NewerFormat, DamagedData, StoreError.
+
+        What is damaged of some workers only is kept out; where no worker can be read, it is raised.
+        """
+        super().__init__(backend, SMALL_TABLE)
         self._which = attempt
-        self._cache: dict[tuple[str, str], NDArray[Any]] = {}
-        self.root = _read_root(backend)
+        self._workers: dict[Key, _Worker] = {}
+        self._looked = 0.0
+        self.damaged: dict[Key, str] = {}
         self.attempts: list[Attempt] = []
+        self.root = _read_root(backend)
         self.refresh()
+        if self.damaged and not self.attempts:
+            raise DamagedData(next(iter(self.damaged.values())))
 
     def refresh(self) -> None:
-        """Read anew what a running run may have added."""
-        names = [item.name for item in self.backend.list("workers")]
-        known = sorted(found for name in names if (found := parse_worker(name)) is not None)
-        groups = _read_groups(self.backend, known)
-        logs = _read_logs(self.backend, groups)
-        self._cache.clear()
-        attempts = []
-        for key in known:
-            if key in groups:
-                log, seen = logs[key]
-                attempts.append(_attempt(self.backend, key, groups[key], log, seen))
-        self.attempts = attempts
+        """Read what a running run may have added: one conditional request a worker where nothing was."""
+        newest = {rank: self._workers[rank, number] for rank, number in sorted(self._workers)}
+        following = [w for w in self._workers.values() if w.running and (w is newest[w.key[0]] or _lively(w))]
+        was_damaged, self.damaged = bool(self.damaged), {}
+        _ask(self.backend, [ask for worker in following for ask in worker.first_asks()], self.damaged)
+        for worker in following:
+            self._look_for_life(worker)
+        if was_damaged or self._time_to_look(newest.values()):
+            self._look()
+        self.attempts = [self._workers[key].view() for key in sorted(self._workers) if not self._hidden(key)]
         self._supersede()
+
+    def _time_to_look(self, newest: Iterable[_Worker]) -> bool:
+        """Tell whether there may be workers, or attempts, that are not known: some is missing, has ended or is lost."""
+        known = {worker.key[0]: worker for worker in newest}
+        now = time.time()
+        return (
+            time.monotonic() - self._looked >= LOOK_SECONDS
+            or not set(self.root["writers"]) <= set(known)
+            or any(not worker.running or now - worker.seen > LOST_SECONDS for worker in known.values())
+        )
+
+    def _look(self) -> None:
+        """List the workers and read those that are new; what was damaged is tried again."""
+        self._looked = time.monotonic()
+        names = [item.name for item in self.backend.list("workers")]
+        keys = sorted(found for name in names if (found := parse_worker(name)) is not None)
+        fresh = _open_workers(self.backend, [key for key in keys if key not in self._workers], self.damaged)
+        self._workers.update({worker.key: worker for worker in fresh})
+
+    def _look_for_life(self, worker: _Worker) -> None:
+        """Ask when the log was last put, where an unchanged one did not tell and it matters."""
+        now = time.monotonic()
+        if worker.silent and time.time() - worker.seen > LOST_SECONDS / 2 and now - worker.looked > LOOK_SECONDS / 2:
+            worker.looked = now
+            last = max(0, len(worker.parts) - 1)
+            times = [item.modified for item in self.backend.list(f"{worker.base}/steps/c/{last}") if not item.folder]
+            worker.seen = max([worker.seen, *times])
+
+    def _hidden(self, key: Key) -> bool:
+        """Tell whether a later attempt that cannot be read may have superseded this one."""
+        return self._which == "latest" and any(rank == key[0] and number > key[1] for rank, number in self.damaged)
 
     def _supersede(self) -> None:
         for one in self.attempts:
@@ -146,127 +202,6 @@ class StoredRun:
         parts = [one.log[self.visible(one)] for one in self.of_rank(rank)]
         return np.concatenate(parts) if parts else np.zeros((0, len(LOG_COLUMNS)), np.int64)
 
-    # --- values ---
-
-    def table(
-        self,
-        one: Attempt,
-        path: str,
-        rows: NDArray[np.int64],
-        tensors: int | NDArray[np.int64],
-        column: int | slice = slice(None),
-    ) -> NDArray[Any]:
-        """Return lines of a statistics, layout or feature array: [rows, last] of one tensor, [rows, tensors, last].
-
-        `rows` ascend. With a `column`, that number of each line alone, without the last axis. A table of which much is
-        wanted is read whole and kept, since the next question is about the same one. Raises DamagedData.
-        """
-        spec = _spec(one, path)
-        if np.max(tensors, initial=0) >= spec.tail[0]:
-            raise DamagedData(f"{one.base}: the catalogue places a tensor outside of {path}")
-        first = spec.first_row // spec.shard[0] * spec.shard[0]  # no shard before it was ever written
-        there = rows >= first
-        wanted = rows[there]
-        held = self._held_table(one, spec, first, rows.size)
-        if held is not None:
-            found = _of_rows(held, wanted - first)[:, tensors, column]
-        elif wanted.size:
-            found = read_rows(self.backend, one.base, spec, wanted)[:, tensors, column]
-        else:
-            found = np.empty((0, *spec.tail), spec.dtype)[:, tensors, column]
-        if there.all():
-            return found
-        out = np.full((rows.size, *found.shape[1:]), np.nan if spec.dtype.startswith("float") else 0, spec.dtype)
-        out[there] = found
-        return out
-
-    def _held_table(self, one: Attempt, spec: ArraySpec, first: int, wanted: int) -> NDArray[Any] | None:
-        key = (one.base, spec.path)
-        every = len(one.rows_of(spec.path.split("/", 1)[0]))
-        size = every * product(spec.tail) * spec.itemsize
-        worth = size <= CACHE_BYTES and (size <= SMALL_TABLE or 4 * wanted >= every)
-        if key not in self._cache and worth and every > first:
-            while self._cache and sum(a.nbytes for a in self._cache.values()) + size > CACHE_BYTES:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = read_rows(self.backend, one.base, spec, np.arange(first, every))
-        return self._cache.get(key)
-
-    def statistic_tables(
-        self, one: Attempt, entry: Entry, rows: NDArray[np.int64]
-    ) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
-        """Return (names, [len(rows), names]) for each place where the tensor's statistics are; absent rows are NaN."""
-        paths = [(f"{entry.info.collection}/{place.array}", place) for place in entry.stats]
-        return [(_spec(one, path).statistics, self.table(one, path, rows, place.index)) for path, place in paths]
-
-    def shapes(self, one: Attempt, entry: Entry, rows: NDArray[np.int64]) -> list[tuple[int, tuple[int, ...]]]:
-        """Return (slot, shape) of a tensor at each row."""
-        out: list[tuple[int, tuple[int, ...]]] = [(0, entry.info.shape)] * rows.size
-        for place in entry.layout:
-            lines = self.table(one, f"{entry.info.collection}/{place.array}", rows, place.index)
-            for i in np.flatnonzero(lines[:, 0] > 0):
-                line = lines[i]
-                out[i] = (int(line[0]) - 1, tuple(int(n) for n in line[2 : 2 + int(line[1])]))
-        return out
-
-    def number_rows(self, one: Attempt, path: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return whole rows of an array of short rows, [len(rows), elements]; the same question again is free."""
-        key = (one.base, f"{path}@{rows.size}.{crc32c(rows.tobytes())}")
-        if key not in self._cache:
-            found = read_rows(self.backend, one.base, _spec(one, path), rows)
-            if found.nbytes > CACHE_BYTES // 4:
-                return found
-            while self._cache and sum(a.nbytes for a in self._cache.values()) + found.nbytes > CACHE_BYTES:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = found
-        return self._cache[key]
-
-    def values(
-        self, one: Attempt, entry: Entry, rows: NDArray[np.int64], index: tuple[Any, ...] | None = None
-    ) -> list[NDArray[Any]]:
-        """Return the tensor's value at each row (where full values were kept), or the part that `index` selects."""
-        shapes = self.shapes(one, entry, rows)
-        out: list[NDArray[Any]] = [np.empty(0)] * rows.size
-        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        for i, shape in enumerate(shapes):
-            groups.setdefault(shape, []).append(i)
-
-        def read(group: tuple[int, tuple[int, ...]]) -> list[NDArray[Any]]:
-            return self._same_shape(one, entry, rows[groups[group]], *group, index)
-
-        if len(groups) > 1:  # a series whose shape changes: ask for all shapes at once, not one after the other
-            with ThreadPoolExecutor(min(8, len(groups))) as pool:
-                found = list(pool.map(read, groups))
-        else:
-            found = [read(group) for group in groups]
-        for which, values in zip(groups.values(), found, strict=True):
-            for i, value in zip(which, values, strict=True):
-                out[i] = value
-        return out
-
-    def _same_shape(
-        self,
-        one: Attempt,
-        entry: Entry,
-        rows: NDArray[np.int64],
-        slot_number: int,
-        shape: tuple[int, ...],
-        index: tuple[Any, ...] | None,
-    ) -> list[NDArray[Any]]:
-        if slot_number >= len(entry.slots):
-            raise DamagedData(f"{one.base}: the catalogue has no slot {slot_number} of {entry.info.name!r}")
-        slot = entry.slots[slot_number]
-        spec = _spec(one, f"{entry.info.collection}/{slot.array}")
-        if product(shape) > slot.capacity or slot.offset + slot.capacity > spec.tail[0]:
-            raise DamagedData(f"{one.base}: the catalogue places {entry.info.name!r} outside of {spec.path}")
-        text = slot.dtype in ("str", "bytes")
-        plan = cut(shape, None if text else index, spec.chunk[1])
-        runs = [(slot.offset + start, slot.offset + stop) for start, stop in plan.runs]
-        found = read_elements(self.backend, one.base, spec, rows, runs)
-        if text:
-            texts = [decode(line, slot.dtype, shape) for line in found]
-            return [np.asarray(t[index]) for t in texts] if index is not None else texts
-        return [np.asarray(decode(line, slot.dtype, plan.shape)[plan.rest]) for line in found]
-
     # --- status ---
 
     def status(self, now: float | None = None) -> str:
@@ -275,6 +210,7 @@ class StoredRun:
         newest = {one.rank: one for one in self.attempts}  # attempts are in order, so the last one stays
         states = {rank: str(one.facts["status"]) for rank, one in newest.items()}
         failed = [state for state in states.values() if state.startswith("failed")]
+        failed += [f"failed: worker {rank} cannot be read" for rank, _ in sorted(self.damaged)]
         if failed:
             return failed[0]
         if all(states.get(rank) == "completed" for rank in self.root["writers"]):
@@ -297,19 +233,9 @@ class StoredRun:
         return max((item.modified for item in self.backend.list("") if item.name == "zarr.json"), default=0.0)
 
 
-def _of_rows(table: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return rows of a table, without copying where they follow each other."""
-    if rows.size and int(rows[-1]) - int(rows[0]) + 1 == rows.size:
-        return table[int(rows[0]) : int(rows[-1]) + 1]
-    found: NDArray[Any] = table[rows]
-    return found
-
-
-def _spec(one: Attempt, path: str) -> ArraySpec:
-    spec = one.specs.get(path)
-    if spec is None:
-        raise DamagedData(f"{one.base}: the catalogue names an array {path!r} that the group does not have")
-    return spec
+def _lively(worker: _Worker) -> bool:
+    """Tell whether an attempt that was superseded may still write; it notices within a heartbeat."""
+    return time.time() - worker.seen <= LOST_SECONDS
 
 
 def _read_root(backend: Backend) -> dict[str, Any]:
@@ -331,112 +257,94 @@ def _read_root(backend: Backend) -> dict[str, Any]:
     return dict(facts)
 
 
-Key = tuple[int, int]
+def _open_workers(backend: Backend, keys: Sequence[Key], damaged: dict[Key, str]) -> list[_Worker]:
+    """Read groups and then logs; a worker whose group is not there yet is left out, as is one that is damaged."""
+    opened: list[_Worker] = []
+    for key, found in zip(keys, backend.newer([(worker_key(*key) + "/zarr.json", "") for key in keys]), strict=True):
+        if found is None:
+            continue
+        name = f"{backend.url}/{worker_key(*key)}"
+        try:
+            worker = _Worker(key, name, parse_catalogue(name, found.data), found.tag, seen=found.modified)
+            if worker.catalogue.chunks > FEW_CHUNKS:
+                _check_log_is_there(backend, worker)
+            opened.append(worker)
+        except DamagedData as error:
+            damaged[key] = str(error)
+    _ask(backend, [_Ask(worker, i) for worker in opened for i in range(worker.catalogue.chunks)], damaged)
+    return [worker for worker in opened if worker.key not in damaged]
 
 
-def _read_groups(backend: Backend, known: Sequence[Key]) -> dict[Key, dict[str, Any]]:
-    """Return the worker groups; one that is not there yet is left out."""
-    found = backend.ranges([Range(worker_key(*key) + "/zarr.json") for key in known])
-    return {key: _parse_group(backend, key, data) for key, data in zip(known, found, strict=True) if data is not None}
-
-
-def _parse_group(backend: Backend, key: Key, data: bytes) -> dict[str, Any]:
-    name = f"{backend.url}/{worker_key(*key)}"
-    try:
-        group: dict[str, Any] = json.loads(data)
-        facts = {**group["attributes"]["smdbg"]}
-        stated = facts.pop("crc32c")
-        good = stated == crc32c(canonical(facts))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedData(f"{name}: the worker's zarr.json is damaged ({type(error).__name__})") from error
-    if not good:
-        raise DamagedData(f"{name}: the worker's zarr.json does not match its checksum")
-    check_worker(name, facts)
-    return group
-
-
-def _read_logs(backend: Backend, groups: Mapping[Key, dict[str, Any]]) -> dict[Key, tuple[Log, float]]:
-    """Return (log, time of the last commit by the store's clock) of each worker."""
-    counts: dict[Key, int] = {}
-    times: dict[Key, float] = {}
-    for key, group in groups.items():
-        counts[key], times[key] = _log_chunks(backend, key, group)
-    wanted = [(key, i) for key in groups for i in range(counts[key])]
-    found = backend.ranges([Range(f"{worker_key(*key)}/{log_spec().key(i * LOG_ROWS)}") for key, i in wanted])
-    parts: dict[Key, list[Log]] = {key: [] for key in groups}
-    for (key, i), data in zip(wanted, found, strict=True):
-        where = f"{backend.url}/{worker_key(*key)}/steps, chunk {i}"
-        if data is None:
-            raise DamagedData(f"{where}: missing")
-        size = LOG_ROWS * len(LOG_COLUMNS) * 8
-        if len(data) != size + 4 or not intact(memoryview(data)):
-            raise DamagedData(f"{where}: does not match its checksum")
-        parts[key].append(np.frombuffer(data, "<i8", LOG_ROWS * len(LOG_COLUMNS)).reshape(LOG_ROWS, len(LOG_COLUMNS)))
-    out = {}
-    for key in groups:
-        rows = np.concatenate(parts[key]) if parts[key] else np.zeros((0, len(LOG_COLUMNS)), np.int64)
-        written = rows[:, END_TIME] != 0
-        count = len(rows) if written.all() else int(np.argmin(written))
-        out[key] = rows[:count], times[key]
-    return out
-
-
-def _log_chunks(backend: Backend, key: Key, group: Mapping[str, Any]) -> tuple[int, float]:
-    """Return (number of log chunks, newest Last-Modified).
-
-    The log's capacity is put before the first row that needs it, so at most the last chunk is not there yet. Of a
-    closed worker the time is not asked for.
-    """
-    base = worker_key(*key)
-    try:
-        rows = group["consolidated_metadata"]["metadata"]["steps"]["shape"][0]
-        chunks = -(-rows // LOG_ROWS) if 0 <= rows <= LONGEST_LOG else None
-    except (KeyError, TypeError, IndexError):
-        chunks = None
-    if not isinstance(chunks, int):
-        raise DamagedData(f"{backend.url}/{base}: the length of the log is damaged")
-    if chunks > FEW_CHUNKS:
-        _check_log_is_there(backend, base, chunks)
-    if group["attributes"]["smdbg"]["status"] == "completed":
-        return chunks, 0.0
-    for last in range(chunks, max(0, chunks - 2), -1):
-        times = [item.modified for item in backend.list(f"{base}/steps/c/{last - 1}") if not item.folder]
-        if times:
-            return last, max(times)
-    return 0, max((item.modified for item in backend.list(base) if item.name == "zarr.json"), default=0.0)
-
-
-def _check_log_is_there(backend: Backend, base: str, chunks: int) -> None:
+def _check_log_is_there(backend: Backend, worker: _Worker) -> None:
     """Raise DamagedData if chunks of a long log do not lie there: one listing, in place of up to 2^20 requests.
 
-    The last one may be yet to come, see `_log_chunks`.
+    The last one may be yet to come.
     """
-    there = {item.name for item in backend.list(f"{base}/steps/c")}
-    for chunk in range(chunks - 1):
+    there = {item.name for item in backend.list(f"{worker.base}/steps/c")}
+    for chunk in range(worker.catalogue.chunks - 1):
         if str(chunk) not in there:
-            raise DamagedData(f"{backend.url}/{base}/steps, chunk {chunk} of {chunks}: missing")
+            raise DamagedData(f"{worker.url}/steps, chunk {chunk} of {worker.catalogue.chunks}: missing")
 
 
-def _attempt(backend: Backend, key: Key, group: dict[str, Any], log: Log, seen: float) -> Attempt:
-    newest = int(log[-1, _VERSION]) if len(log) else 0
-    for _ in range(3):
-        # The log may have been read after the catalogue grew; what a row needs was written before the row.
-        if int(group["attributes"]["smdbg"]["catalogue_version"]) >= newest:
-            break
-        group = _parse_group(backend, key, backend.get(worker_key(*key) + "/zarr.json"))
-    facts = group["attributes"]["smdbg"]
-    name = f"{backend.url}/{worker_key(*key)}"
-    try:
-        children = group["consolidated_metadata"]["metadata"]
-        specs = {p: spec_from_json(p, m) for p, m in children.items() if m["node_type"] == "array"}
-        entries = {entry.info.name: entry for entry in map(entry_from_json, facts["catalogue"])}
-        check_collections(facts["collections"])
-        for spec in specs.values():
-            check_spec(spec)
-        for entry in entries.values():
-            if entry.info.collection not in facts["collections"]:
-                raise ValueError("a tensor of no collection")
-            check_places(entry, specs)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DamagedData(f"{name}: the catalogue is damaged ({error})") from error
-    return Attempt(key[0], key[1], facts, entries, specs, log, seen)
+def _ask(backend: Backend, asks: Sequence[_Ask], damaged: dict[Key, str]) -> None:
+    """Make requests, all at once, and those that the answers call for, until nothing is open."""
+    while asks:
+        further: list[_Ask] = []
+        found = backend.newer([(ask.key, ask.tag) for ask in asks])
+        for ask, answer in zip(asks, found, strict=True):
+            if ask.worker.key in damaged:
+                continue
+            try:
+                further += _take_group(ask.worker, answer) if ask.chunk is None else _take_log(ask, ask.chunk, answer)
+            except DamagedData as error:
+                damaged[ask.worker.key] = str(error)
+        asks = list(dict.fromkeys(further))
+
+
+def _take_log(ask: _Ask, chunk: int, answer: Fetched | None) -> list[_Ask]:
+    """Take a chunk of the log, and return what has to be asked next."""
+    worker, where = ask.worker, f"{ask.worker.url}/steps, chunk {chunk}"
+    if answer is None:
+        # Of a worker that writes, the last one may be yet to come.
+        if chunk < len(worker.parts) or chunk < worker.catalogue.chunks - (worker.catalogue.status != "completed"):
+            raise DamagedData(f"{where}: missing")
+        worker.silent = True
+        return []
+    worker.silent = answer.same and not answer.modified
+    worker.seen = max(worker.seen, answer.modified)
+    if answer.same:
+        return []
+    rows, worker.mark = parse_log(where, answer.data)
+    held = len(worker.parts[chunk]) if chunk < len(worker.parts) else 0
+    if chunk > len(worker.parts) or len(rows) < held:
+        raise DamagedData(f"{where}: is shorter than it was")
+    worker.parts[chunk:] = [rows]
+    worker.log_tag, worker.attempt = answer.tag, None
+    further = []
+    if len(rows) == LOG_ROWS and ask.follow and (worker.running or chunk + 1 < worker.catalogue.chunks):
+        further.append(_Ask(worker, chunk + 1, follow=True))
+    dropped = bool((rows[held:, _FLAGS] & FLAG_DROPPED).any())
+    if worker.behind() or (dropped and ask.follow and worker.running):
+        further.append(_Ask(worker, None, worker.group_tag))
+    return further
+
+
+def _take_group(worker: _Worker, answer: Fetched | None) -> list[_Ask]:
+    """Take a worker's group, and return what has to be asked next."""
+    if answer is None:
+        raise DamagedData(f"{worker.url}/zarr.json: missing")
+    further = []
+    if not answer.same:
+        was_running = worker.running
+        worker.catalogue = parse_catalogue(worker.url, answer.data)
+        worker.group_tag, worker.attempt = answer.tag, None
+        # The log was read before the group, so its last rows may have come in between.
+        if was_running and not worker.running and worker.mark != ENDED:
+            log = worker.log_ask()
+            further = [log] if log.tag or (log.chunk or 0) < worker.catalogue.chunks else []
+    worker.asked = worker.asked + 1 if worker.behind() else 0
+    if 0 < worker.asked < TRIES:
+        further.append(_Ask(worker, None))
+    elif worker.asked:
+        worker.asked = 0
+    return further

@@ -40,6 +40,15 @@ class Room:
                 self.peak = max(self.peak, self._used)
             return fits
 
+    def take_now(self, size: int) -> bool:
+        """Reserve `size` bytes if they are free this moment."""
+        with self._changed:
+            fits = not self._closed and self._used + size <= self.bound
+            if fits:
+                self._used += size
+                self.peak = max(self.peak, self._used)
+            return fits
+
     def give(self, size: int, stored: bool = True) -> None:
         """Return bytes; `stored` is False where they were not used after all.
 

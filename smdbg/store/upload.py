@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable
 
 from smdbg.errors import StoreError
 from smdbg.store.backend import Backend, Data
+from smdbg.store.remote_errors import Unanswered
 
 log = logging.getLogger("smdbg")
 
 FIRST_PAUSE = 0.1  # seconds, doubled after each failure
-LONGEST_PAUSE = 10.0
-LOUD_AFTER = 5.0  # seconds of failing before a warning is logged
+LONGEST_PAUSE = 2.0  # four threads then ask twice a second: little for a store, and soon enough when it is back
+# A put that was not answered in time may still be executed by an overloaded store, after its repetition, and would then
+# undo a later put of the same object. So that object is not changed for as long after its fate became known.
+SETTLE = 10.0
+LOUD_AFTER = 5.0  # seconds without success before a warning is logged
 
 
 class Uploader:
@@ -31,6 +36,9 @@ class Uploader:
         self._jobs: queue.SimpleQueue[tuple[str, Data, Callable[[], None] | None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._open = 0
+        self._successes = 0
+        self._settled: dict[str, float] = {}  # key -> when it may be put again
+        self._random = random.Random()  # the training's own is left alone
         self._failing_since: float | None = None
         self._loud = False
         self.give_up = threading.Event()
@@ -52,10 +60,11 @@ class Uploader:
             self._changed.wait_for(lambda: self._open == 0)
             return self.lost == 0
 
-    def away(self) -> float:
-        """Return for how many seconds puts have been failing, 0.0 while they succeed."""
-        since = self._failing_since
-        return 0.0 if since is None else time.monotonic() - since
+    def abandon(self) -> None:
+        """Give up what is not stored yet."""
+        with self._changed:
+            self.give_up.set()
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """End the threads once the queue is empty."""
@@ -76,25 +85,42 @@ class Uploader:
 
     def _persist(self, key: str, data: Data) -> bool:
         pause = FIRST_PAUSE
+        unsure = False
+        if self.give_up.wait(max(0.0, self._settled.pop(key, 0.0) - time.monotonic())):
+            return False
         while True:
+            begun, successes = time.monotonic(), self._successes
             try:
                 self._backend.put(key, data)
             except StoreError as error:
-                self._failed(error)
-                if self.give_up.wait(pause):
+                self._failed(error, begun)
+                unsure = unsure or isinstance(error, Unanswered)
+                if self._pause(pause, successes):
                     return False
                 pause = min(2 * pause, LONGEST_PAUSE)
             except Exception:
                 log.exception("smdbg: cannot store %s", key)
                 return False
             else:
+                if unsure:
+                    self._settled[key] = time.monotonic() + SETTLE
                 self._worked()
                 return True
 
-    def _failed(self, error: StoreError) -> None:
+    def _pause(self, seconds: float, successes: int) -> bool:
+        """Wait before another try, but no longer than until a put of another thread succeeds. True to give up."""
+        # Not all at the same moment, nor at the same moment as all other workers of the training.
+        seconds *= self._random.uniform(0.5, 1.0)
+        with self._changed:
+            self._changed.wait_for(lambda: self.give_up.is_set() or self._successes != successes, seconds)
+            soon = self._successes != successes
+        # If it is this one object that is refused while others get through, the others must not drive us to haste.
+        return self.give_up.wait(FIRST_PAUSE if soon else 0.0)
+
+    def _failed(self, error: StoreError, begun: float) -> None:
         with self._changed:
             now = time.monotonic()
-            self._failing_since = now if self._failing_since is None else self._failing_since
+            self._failing_since = begun if self._failing_since is None else self._failing_since
             loud = not self._loud and now - self._failing_since >= LOUD_AFTER
             self._loud = self._loud or loud
         if loud:
@@ -103,5 +129,7 @@ class Uploader:
     def _worked(self) -> None:
         with self._changed:
             was_loud, self._loud, self._failing_since = self._loud, False, None
+            self._successes += 1
+            self._changed.notify_all()
         if was_loud:
             log.warning("smdbg: the store takes data again")

@@ -12,20 +12,24 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from smdbg.errors import AccessRefused, SmdbgError, StoreError
+from smdbg.errors import AccessRefused, CredentialsExpired, SmdbgError, StoreError
 from smdbg.store.backend import Backend, Missing
+from smdbg.store.collection import Collection
 from smdbg.store.format import (
     CAPACITY_ROWS,
     FLAG_DROPPED,
     FORMAT,
     LOG_COLUMNS,
+    LOG_ENDED,
     LOG_ROWS,
+    LOG_RUNNING,
     MAX_COLLECTIONS,
     ArraySpec,
     array_json,
@@ -36,8 +40,10 @@ from smdbg.store.format import (
     step_spec,
     worker_key,
 )
+from smdbg.store.item import Group
+from smdbg.store.pool import ShardPool
 from smdbg.store.room import Room
-from smdbg.store.rows import Collection, Item
+from smdbg.store.rows import RowBuffer, row_memory
 from smdbg.store.shard import crc32c, with_crc
 from smdbg.store.upload import Uploader
 
@@ -45,16 +51,6 @@ log = logging.getLogger("smdbg")
 
 FLUSH_SECONDS = 1.0
 HEARTBEAT_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Group:
-    """What one step saved of one collection."""
-
-    name: str
-    items: tuple[Item, ...]
-    raw: bool
-    scalars: bool = False  # every value of this collection is kept whenever it is saved
 
 
 @dataclass(frozen=True)
@@ -102,6 +98,7 @@ class Writer:
     ) -> None:
         """Start the writer thread and the upload threads."""
         self.room = Room(buffer_bytes, block)
+        self._pool = ShardPool(buffer_bytes // 4)
         self.failure: str = ""
         self.dropped_steps = 0
         self.dropped_rows = 0
@@ -147,6 +144,19 @@ class Writer:
         """Return the room that a value takes: its copy, and if kept its shard and what the client copies of that."""
         return nbytes * (2 + self._backend.copies) if raw else nbytes
 
+    def place(self, collection: str, name: str, dtype: str, size: int) -> tuple[int, int, ArraySpec] | None:
+        """Return (slot, offset, array) of a tensor that has a place in rows wide enough for a buffer of their own."""
+        found = self._collections.get(collection)
+        return None if found is None else found.wide_slot(name, dtype, size)
+
+    def row_cost(self, spec: ArraySpec) -> int:
+        """Return the room that a row's buffer takes, with what the client copies of it."""
+        return row_memory(spec) * (1 + self._backend.copies)
+
+    def row_buffer(self, spec: ArraySpec) -> RowBuffer:
+        """Return memory for a row of a wide array, to be filled by the training thread."""
+        return RowBuffer(spec, self._pool)
+
     def flush(self, timeout: float | None = None) -> bool:
         """Commit everything handed over so far; True once that is done."""
         done = threading.Event()
@@ -162,7 +172,7 @@ class Writer:
         self._queue.put(_End(status))
         if not self.ended.wait(timeout):
             log.warning("smdbg: the store does not answer; what was not yet committed is given up")
-            self._uploader.give_up.set()
+            self._uploader.abandon()
             self.ended.wait(5.0)
         return self.ended.is_set() and self._uploader.lost == 0
 
@@ -197,6 +207,8 @@ class Writer:
                 facts = {**self._told_group["attributes"]["smdbg"], "status": status}
                 group = {**self._told_group, "attributes": {"smdbg": with_checksum(facts)}}
                 self._backend.put(f"{self._base}/zarr.json", _json(group))
+                self._status = status
+                self._put_log_again()
             except BaseException:
                 log.exception("smdbg: the last state of this worker could not be written")
 
@@ -237,17 +249,17 @@ class Writer:
     def _take(self, record: StepRecord) -> None:
         saved = raw = on_the_wire = 0
 
-        def put(key: str, data: bytes | bytearray) -> None:
+        def put(key: str, data: bytes | bytearray, done: Callable[[], None] | None = None) -> None:
             nonlocal on_the_wire
             size = len(data) * (1 + self._backend.copies)
             on_the_wire += size
             if on_the_wire > record.reserved:  # rows are padded to whole shards: no more than one beyond the room
                 self._await_stored()
-            self._uploader.put(f"{self._base}/{key}", data, lambda: self.room.give(size))
+            self._uploader.put(f"{self._base}/{key}", data, partial(self._stored, size, done))
 
         for group in record.groups:
-            collection = self._collection(group.name)
-            collection.write_row(group.items, group.raw, group.scalars, put)
+            collection = self._collection(group)
+            collection.write_row(group, put)
             self._coordinates[group.name].append(record.step)
             saved |= 1 << collection.bit
             raw |= (1 << collection.bit) if group.raw else 0
@@ -274,13 +286,20 @@ class Writer:
         if self._rows % LOG_ROWS == 0 or self._a_shard_is_full(record):
             self._flush()
 
-    def _collection(self, name: str) -> Collection:
+    def _stored(self, size: int, done: Callable[[], None] | None) -> None:
+        if done is not None:
+            done()
+        self.room.give(size)
+
+    def _collection(self, group: Group) -> Collection:
+        name = group.name
         found = self._collections.get(name)
         if found is None:
             if len(self._collections) == MAX_COLLECTIONS:
                 raise ValueError(f"{name!r} would be collection {MAX_COLLECTIONS + 1}; a run holds {MAX_COLLECTIONS}")
-            found = self._collections[name] = Collection(name, len(self._collections))
             self._coordinates[name] = []
+            found = Collection(name, len(self._collections), self._pool, group.compression)
+            self._collections[name] = found
         return found
 
     def _count_dropped(self, record: StepRecord) -> None:
@@ -290,11 +309,11 @@ class Writer:
 
     def _a_shard_is_full(self, record: StepRecord) -> bool:
         touched = [self._collections[group.name] for group in record.groups]
-        return any(held.full_after(c.rows - 1) for c in touched for held in c.narrow())
+        return any(held.full_after(c.rows - 1) for c in touched for held in c.places.narrow())
 
     def _catalogue_version(self) -> int:
         """Return the number of the catalogue that describes everything taken so far."""
-        state = [(name, c.version) for name, c in self._collections.items()]
+        state = [(name, c.places.version) for name, c in self._collections.items()]
         if state != self._described:
             self._described = state
             self._version += 1
@@ -306,7 +325,7 @@ class Writer:
         if not self._waiting:
             return
         for collection in self._collections.values():
-            for held in collection.narrow():
+            for held in collection.places.narrow():
                 held.flush(self._put, collection.rows)
             self._put_coordinate(collection, only_full=True)
         self._put_metadata()
@@ -314,18 +333,21 @@ class Writer:
         self._put_log()
         self._await_stored()
         self._urgent = self._waiting = False
-        self._last_flush = self._last_commit = time.monotonic()
+        self._last_commit = time.monotonic()
 
     def _await_stored(self) -> None:
         """Wait for all puts. Raises StoreError when one was given up: then nothing after it may be committed."""
         if not self._uploader.wait():
             raise StoreError("the store did not take an object; later steps cannot be committed")
 
-    def _put(self, key: str, data: bytes | bytearray) -> None:
-        self._uploader.put(f"{self._base}/{key}", data)
+    def _put(self, key: str, data: bytes | bytearray, done: Callable[[], None] | None = None) -> None:
+        self._uploader.put(f"{self._base}/{key}", data, done)
 
     def _put_log(self) -> None:
         chunk = max(0, self._rows - 1) // LOG_ROWS
+        at = self._rows - chunk * LOG_ROWS
+        if at < LOG_ROWS:  # behind the last row: so the object changes when the worker ends, and readers notice
+            self._log[at, 0] = LOG_RUNNING if self._status == "running" else LOG_ENDED
         self._put(log_spec().key(chunk * LOG_ROWS), with_crc(self._log.tobytes()))
 
     def _put_coordinate(self, collection: Collection, only_full: bool) -> None:
@@ -358,6 +380,8 @@ class Writer:
             self._backend.get(worker_key(self._facts.rank, self._facts.attempt + 1) + "/zarr.json")
         except Missing:
             return False
+        except CredentialsExpired:
+            return False
         except AccessRefused:
             self._may_look = False  # a role that may only put; then nobody can tell us
             return False
@@ -371,7 +395,7 @@ class Writer:
         """Return every array with its rows: its capacity, or at the end the rows there are."""
         out = [(log_spec(), self._rows)]
         for name, collection in self._collections.items():
-            for spec in (*collection.specs(), step_spec(name)):
+            for spec in (*collection.places.specs(), step_spec(name)):
                 out.append((spec, collection.rows))
         if not trimmed:
             out = [(spec, max(1, -(-rows // CAPACITY_ROWS)) * CAPACITY_ROWS) for spec, rows in out]
@@ -405,7 +429,7 @@ class Writer:
             self._version,
             self._drops(),
             {n: {"bit": c.bit, "raw_left_out": self.left_out.get(n, 0)} for n, c in self._collections.items()},
-            [entry_to_json(e) for c in self._collections.values() for e in c.entries.values()],
+            [entry_to_json(e) for c in self._collections.values() for e in c.places.entries.values()],
         )
 
     def _finish(self, status: str) -> None:
@@ -414,8 +438,10 @@ class Writer:
         self._status = status
         for collection in self._collections.values():
             self._put_coordinate(collection, only_full=False)
+            collection.end()
         self._put_metadata(trimmed=True)
         self._await_stored()
+        self._put_log_again()
 
 
 def worker_attributes(

@@ -1,0 +1,347 @@
+"""`smdbg verify`: a flipped bit, a cut or a deletion anywhere is found and named; repair deletes orphans alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import smdbg
+from smdbg.cli import run as command_line
+from smdbg.errors import BadSelection, NotARun, RunNotFound
+from smdbg.store import verify_repair
+from smdbg.store.backend import open_backend
+from smdbg.store.verify import verify
+from smdbg.store.verify_report import Report
+from smdbg.store.verify_values import verify_values
+from smdbg.store.writer import with_checksum
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every kind of array, and a second attempt of its worker."""
+    path = tmp_path_factory.mktemp("verify") / "run"
+    rng = np.random.default_rng(0)
+    compressed = {"packed": "zstd", "lz": "lz4"}
+    collections = [smdbg.CollectionConfig(name, compression=codec) for name, codec in compressed.items()]
+    with smdbg.Hook(path) as hook:
+        hook.save_scalar("loss", 1.0, "losses")
+        hook.end_step()
+    with smdbg.Hook(path, collections=collections, resume=True) as hook:
+        for step in range(STEPS):
+            hook.save_tensor("w", rng.normal(size=(3, 4)).astype("float32"))
+            hook.save_tensor("grows", np.ones(2 + step))
+            hook.save_tensor("text", np.array(["a", "bc" * (step + 1)]))
+            hook.save_tensor("packed/x", np.round(rng.normal(size=(40, 50))), "packed")
+            hook.save_tensor("lz/x", np.arange(2000) + step, "lz")
+            if step < 2:
+                hook.save_tensor("big", rng.normal(size=550_000), "wide")
+            hook.save_scalar("loss", float(step), "losses")
+            hook.end_step()
+    return path
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def check(path: Path, **options: Any) -> Report:
+    return verify(open_backend(path), **options)
+
+
+def keys(path: Path) -> list[str]:
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+def named(report: Report) -> set[str]:
+    return {one.object for one in report.damage}
+
+
+def test_a_whole_run_is_clean(whole: Path) -> None:
+    report = check(whole)
+    assert report.damage == [] and report.orphans == [] and report.unchecked == []
+    run = smdbg.open_run(whole, attempt="all")
+    assert report.objects == len(keys(whole)) and report.run_id == run.run_id
+    run = smdbg.open_run(whole, attempt="all")
+    counts = [len(run.tensor(name).value_steps()) for name in run.tensors()]
+    assert report.values == sum(counts) > 6 * STEPS - 10
+    kinds = {path.split("/")[-1] for path in keys(whole)}
+    assert "zarr.json" in kinds and any("wide/float64/c/1/0" in key for key in keys(whole))
+    assert any("layout/c" in key for key in keys(whole))
+    assert verify_values(open_backend(whole), report) > 0 and report.damage == []
+
+
+def test_a_flipped_bit_anywhere_is_found(whole: Path, run: Path) -> None:
+    rng = random.Random(7)
+    for key in keys(run):
+        data = (run / key).read_bytes()
+        # Often at the start and the end, where headers and indexes lie; and anywhere.
+        ends = [0, rng.randrange(max(1, len(data) * 8 - 800), len(data) * 8)]
+        for bit in (*ends, *(rng.randrange(len(data) * 8) for _ in range(2 if len(data) < 1 << 20 else 0))):
+            bad = bytearray(data)
+            bad[bit // 8] ^= 1 << bit % 8
+            (run / key).write_bytes(bad)
+            report = check(run)
+            assert key in named(report), (key, bit)
+            # Of two copies of metadata that both make sense, it cannot be told which is right.
+            assert len(named(report)) == 1 or (key.endswith("zarr.json") and len(named(report)) == 2), (key, bit)
+        (run / key).write_bytes(data)
+    assert check(run).damage == []
+
+
+def test_every_bit_of_the_metadata(run: Path) -> None:
+    rng = random.Random(3)
+    for key in ("zarr.json", "control/zarr.json", "workers/00000.1/zarr.json", "workers/00000.1/wide/step/zarr.json"):
+        data = (run / key).read_bytes()
+        bits = range(len(data) * 8)
+        for bit in rng.sample(bits, 25):
+            bad = bytearray(data)
+            bad[bit // 8] ^= 1 << bit % 8
+            (run / key).write_bytes(bad)
+            assert key in named(check(run, quick=True)), (key, bit)
+        (run / key).write_bytes(data)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_is_gone_or_cut_short_is_found(run: Path, quick: bool) -> None:
+    rng = random.Random(5)
+    for key in keys(run):
+        data = (run / key).read_bytes()
+        os.remove(run / key)
+        assert not quick or key in named(check(run, quick=True)), key
+        cuts = {rng.choice((len(data) - 1, rng.randrange(1, len(data))))}
+        for size in sorted(cuts):
+            (run / key).write_bytes(data[:size])
+            compressed = "/packed/float" in key or "/lz/int" in key
+            if not (quick and compressed):  # how long these should be is told by their index alone
+                assert key in named(check(run, quick=quick)), (key, size)
+        if not quick and rng.random() < 0.3:
+            (run / key).write_bytes(data + b"\0")
+            assert key in named(check(run)), key
+        (run / key).write_bytes(data)
+
+
+def test_it_says_which_values_are_lost(run: Path) -> None:
+    file = run / "workers/00000.1/wide/float64/c/1/0"
+    data = bytearray(file.read_bytes())
+    data[1000] ^= 1
+    file.write_bytes(data)
+    (one,) = check(run).damage
+    assert (one.tensors, one.first_step, one.last_step, one.steps, one.values) == (("big",), 2, 2, 1, 1)
+    assert one.worker == (0, 1) and "checksum" in one.what
+    with pytest.raises(smdbg.errors.DamagedData):
+        smdbg.open_run(run, attempt=1).tensor("big").value(2)
+    assert smdbg.open_run(run, attempt=1).tensor("big").value(1).size == 550_000
+
+
+def test_damage_to_an_index_alone_loses_nothing_that_is_not_compressed(run: Path) -> None:
+    for key, lost in (("workers/00000.1/wide/float64/c/0/0", 0), ("workers/00000.1/packed/float64/c/0/0", STEPS)):
+        data = bytearray((run / key).read_bytes())
+        data[-10] ^= 1
+        (run / key).write_bytes(data)
+        found = [one for one in check(run).damage if one.object == key]
+        assert [one.values for one in found] == [lost] and "index" in found[0].what
+
+
+def test_a_lost_log_is_never_taken_for_orphans(run: Path) -> None:
+    for key in ("workers/00000.1/zarr.json", "workers/00000.1/steps/c/0/0"):
+        data = (run / key).read_bytes()
+        for bad in (None, data[:-1]):
+            os.remove(run / key) if bad is None else (run / key).write_bytes(bad)
+            report = check(run)
+            assert key in named(report) and not report.orphans
+            assert verify_repair.repairable(report, force=True) == []
+            (run / key).write_bytes(data)
+
+
+def orphans(path: Path) -> dict[str, bool]:
+    """Put what no commit refers to into a run: key -> whether repair deletes it."""
+    wide = (path / "workers/00000.1/wide/float64/c/1/0").read_bytes()
+    added = {
+        "workers/00000.1/wide/float64/c/2/0": True,
+        "workers/00000.1/wide/float64/c/1/1": True,
+        "workers/00000.1/nothing/float32/c/0/0": True,
+        "workers/00000.1/nothing/float32/zarr.json": True,
+        f"workers/00000.1/wide/.zarr.json.{'0' * 32}.partial": True,
+        "workers/00000.1/notes.txt": False,
+        "workers/00000.1/wide/float64/c/2/0.bak": False,
+        f"workers/00000.1/.secret.{'0' * 32}.partial": False,
+        "README": False,
+        "mine/float32/c/0/0": False,
+        f"control/.zarr.json.{'0' * 32}.partial": False,  # too young: of no worker that is known to have ended
+    }
+    for key in added:
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(wide[:100])
+    return added
+
+
+def test_repair_deletes_orphans_alone(whole: Path, run: Path) -> None:
+    added = orphans(run)
+    before = {key: (run / key).read_bytes() for key in keys(run)}
+    report = check(run)
+    assert report.damage == [] and {one.object for one in report.orphans} == set(added)
+    assert command_line(["verify", str(run), "--repair", "--dry-run"]) == 0
+    assert {key: (run / key).read_bytes() for key in keys(run)} == before
+    for _ in range(2):
+        assert command_line(["verify", str(run), "--repair"]) == 0
+        kept = {key: data for key, data in before.items() if not added.get(key)}
+        assert {key: (run / key).read_bytes() for key in keys(run)} == kept
+
+
+def test_a_running_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    hook = smdbg.Hook(tmp_path / "run")
+    for step in range(3):
+        hook.save_tensor("big", np.ones(600_000) * step)
+        hook.end_step()
+    hook.flush()
+    (tmp_path / "run/workers/00000/tensors/float64/c/3").mkdir()
+    (tmp_path / "run/workers/00000/tensors/float64/c/3/0").write_bytes(b"not committed yet")
+    report = check(tmp_path / "run")
+    assert report.damage == [] and len(report.orphans) == 1 and report.values == 3
+    with pytest.raises(BadSelection):
+        verify_repair.repairable(report)
+    assert verify_repair.repairable(report, force=True) == []
+    assert command_line(["verify", str(tmp_path / "run"), "--repair"]) == 2
+    assert "still being written" in capfd.readouterr().err
+    hook.close()
+
+
+KILLED = """
+import sys, time, numpy as np, smdbg
+hook = smdbg.Hook(sys.argv[1])
+for step in range(10**6):
+    hook.save_tensor("big", np.ones(600_000) * step, "wide")
+    hook.save_tensor("x", np.arange(5) + step)
+    hook.end_step()
+    if step == 3:
+        hook.flush()
+        print("go", flush=True)
+"""
+
+
+def test_a_killed_run_is_clean_and_can_be_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "go\n"
+    time.sleep(0.3)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    report = check(path)
+    assert report.damage == [] and report.values >= 8
+    long_ago = time.time() - 3600
+    for file in path.rglob("*"):
+        os.utime(file, (long_ago, long_ago))
+    assert command_line(["verify", str(path), "--repair"]) == 0
+    again = check(path)
+    assert again.damage == [] and again.orphans == [] and again.values == report.values
+
+
+def test_statistics_of_other_values(run: Path) -> None:
+    from smdbg.store.shard import with_crc
+
+    file = run / "workers/00000.1/wide/float64/c/1/0"
+    data = bytearray(file.read_bytes())
+    size = json.loads((run / "workers/00000.1/wide/float64/zarr.json").read_text())
+    chunk = size["codecs"][0]["configuration"]["chunk_shape"][1] * 8
+    data[: chunk + 4] = with_crc(np.full(chunk // 8, 1e6).tobytes())
+    file.write_bytes(data)
+    report = check(run)
+    assert report.damage == []
+    verify_values(open_backend(run), report)
+    (one,) = report.damage
+    assert one.tensors == ("big",) and one.first_step == one.last_step == 2 and "statistics" in one.what
+
+
+@pytest.mark.parametrize(
+    "path, change",
+    [
+        ("wide/float64", lambda meta: meta.update(shape=[1 << 40, *meta["shape"][1:]])),
+        ("wide/float64", lambda meta: meta["chunk_grid"]["configuration"].update(chunk_shape=[1 << 50, 1 << 40])),
+        ("tensors/stats", lambda meta: meta["attributes"]["smdbg"].update(first_row=-1)),
+        ("steps", lambda meta: meta.update(shape=[1 << 31, 10])),
+        ("wide/float64", lambda meta: meta.clear()),
+    ],
+)
+def test_metadata_that_lie(run: Path, path: str, change: Any) -> None:
+    file = run / "workers/00000.1/zarr.json"
+    group = json.loads(file.read_text())
+    change(group["consolidated_metadata"]["metadata"][path])
+    file.write_text(json.dumps(group, separators=(",", ":")))
+    assert check(run).damage and command_line(["verify", str(run)]) == 1
+
+
+def test_masks_and_versions_that_lie(run: Path) -> None:
+    file = run / "workers/00000.1/zarr.json"
+    group = json.loads(file.read_text())
+    facts = group["attributes"]["smdbg"]
+    group["attributes"]["smdbg"] = with_checksum({**facts, "catalogue_version": 0})
+    file.write_text(json.dumps(group, separators=(",", ":")))
+    assert any("newer catalogue" in one.what for one in check(run).damage)
+
+
+def test_what_cannot_be_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunNotFound):
+        check(tmp_path / "nothing")
+    (tmp_path / "zarr.json").write_text("{}")
+    with pytest.raises(NotARun):
+        check(tmp_path)
+    assert command_line(["verify", str(tmp_path)]) == 2
+    assert command_line(["verify", str(tmp_path), "--force"]) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_command(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["verify", str(run), "--format", "jsonl"]) == 0
+    (summary,) = map(json.loads, capfd.readouterr().out.splitlines())
+    assert summary["version"] == 1 and summary["type"] == "summary" and summary["clean"] is True
+    os.remove(run / "workers/00000.1/wide/float64/c/1/0")
+    (run / "README").write_text("mine")
+    assert command_line(["verify", str(run), "--format", "jsonl"]) == 1
+    damage, orphan, summary = map(json.loads, capfd.readouterr().out.splitlines())
+    assert damage["tensors"] == ["big"] and damage["first_step"] == 2 and summary["values_lost"] == 1
+    assert orphan["type"] == "orphan" and orphan["object"] == "README"
+    assert command_line(["verify", str(run), "--format", "table", "--worker", "0"]) == 1
+    out = capfd.readouterr().out
+    assert "wide/float64/c/1/0" in out and "1 of 6" not in out and "The rest is good." in out
+    assert command_line(["verify", str(run), "--format", "tsv"]) == 1
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 2 and "damaged" in err
+    assert command_line(["verify", str(run), "--worker", "7"]) == 2
+
+
+def test_a_catalogue_that_says_too_much(tmp_path: Path) -> None:
+    """Readers do not look for a tensor that is said to be in every row: so that must be true."""
+    url = tmp_path / "run"
+    with smdbg.Hook(url) as hook:
+        for step in range(4):
+            hook.save_tensor("always", np.zeros(3), "c")
+            if step != 2:
+                hook.save_tensor("mostly", np.zeros(3), "c")
+            hook.end_step()
+    path = url / "workers/00000/zarr.json"
+    group = json.loads(path.read_text())
+    facts = group["attributes"]["smdbg"]
+    told = {entry["name"]: entry for entry in facts["catalogue"]}
+    assert told["always"]["whole"] is True and "whole" not in told["mostly"]
+    told["mostly"]["whole"] = True
+    group["attributes"]["smdbg"] = with_checksum(facts)
+    path.write_text(json.dumps(group, separators=(",", ":")))
+    found = [one for one in verify(open_backend(url)).damage if "every row" in one.what]
+    assert [(one.object, one.tensors, one.first_step, one.steps) for one in found] == [
+        ("workers/00000/zarr.json", ("mostly",), 2, 1)
+    ]
