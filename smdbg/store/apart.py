@@ -7,11 +7,11 @@ the read does, since memory that was not used before is slow to get.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from smdbg.store.shard import CRC, crc32c
 LARGE = 64 << 10  # bytes of a chunk from which on this way is the faster one
 BATCH = 256 << 20  # bytes that are on their way while those before are checked
 
+S = TypeVar("S")
+T = TypeVar("T")
 Bytes = NDArray[np.uint8]
 
 
@@ -69,24 +71,33 @@ def read_apart(
     check_chunks(backend, base, spec)
     spread = Spread(runs)
     answer = _Answer(rows.size, spread.total, spec.dtype)
-    batches = _batches(_groups(base, spec, rows, runs))
-    with ThreadPoolExecutor(1) as ahead:
 
-        def begin() -> tuple[list[list[_Piece]], Future[list[bool | None]]] | None:
-            batch = next(batches, None)
-            if batch is None:
-                return None
-            return batch, ahead.submit(backend.fill, [_fill(spec, spread, answer, group) for group in batch])
+    def fill(batch: list[list[_Piece]]) -> list[bool | None]:
+        return backend.fill([_fill(spec, spread, answer, group) for group in batch])
 
-        now = begin()
-        while now is not None:
-            batch, found = now[0], now[1].result()
-            now = begin()
-            for group, filled in zip(batch, found, strict=True):
-                _check(backend, spec, group, filled)
-                for piece in group:
-                    _hand_over(spec, spread, answer, piece)
+    for batch, found in _ahead(fill, _batches(_groups(base, spec, rows, runs))):
+        for group, filled in zip(batch, found, strict=True):
+            _check(backend, spec, group, filled)
+            for piece in group:
+                _hand_over(spec, spread, answer, piece)
     return answer.array()
+
+
+def _ahead(action: Callable[[S], T], given: Iterator[S]) -> Iterator[tuple[S, T]]:
+    """Yield each of the given with what the action makes of it; the next is made meanwhile, if there is one."""
+    now, after = next(given, None), next(given, None)
+    if now is None:
+        return
+    if after is None:  # a thread would cost more than it saves
+        yield now, action(now)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[T] | None = pool.submit(action, now)
+        while coming is not None and now is not None:
+            made = coming.result()
+            coming = None if after is None else pool.submit(action, after)
+            yield now, made
+            now, after = after, next(given, None)
 
 
 def _groups(

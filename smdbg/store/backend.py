@@ -21,7 +21,7 @@ Data = bytes | bytearray
 S = TypeVar("S")
 T = TypeVar("T")
 
-SMALL = 1 << 20  # bytes that one thread reads as soon as several would
+SMALL = 16 << 20  # bytes that one thread reads as soon as several would
 THREADS = 4  # that read files; more do not make a disk faster
 AT_ONCE = 512  # pieces of memory that one read of the system fills; it may refuse more than 1,024
 
@@ -235,10 +235,13 @@ class LocalBackend:
     def _fill(self, wanted: Fill) -> bool | None:
         with _local_errors(self.url):
             try:
-                with open(self._root / wanted.key, "rb", buffering=0) as file:
-                    if os.fstat(file.fileno()).st_size < wanted.start + wanted.size:
+                file = os.open(os.path.join(self._root, wanted.key), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    if os.fstat(file).st_size < wanted.start + wanted.size:
                         return False
-                    return _read_into(file.fileno(), wanted.start, wanted.into())
+                    return _read_into(file, wanted.start, wanted.into())
+                finally:
+                    os.close(file)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 FORMAT = 1
@@ -270,27 +271,27 @@ class ArraySpec:
     first_row: int = 0
     compression: str = ""
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of one element."""
         return ZARR_ITEMSIZE[self.dtype]
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of one inner chunk, without its checksum."""
         return product(self.chunk) * self.itemsize
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, ...]:
         """How many inner chunks a shard has along each axis."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
 
-    @property
+    @cached_property
     def chunks_per_row(self) -> int:
         """How many inner chunks a group of rows takes inside one shard."""
         return product(self.grid[1:])
 
-    @property
+    @cached_property
     def shards_across(self) -> int:
         """How many shards lie side by side to hold one row."""
         return -(-self.tail[0] // self.shard[1]) if self.tail else 1
