@@ -15,7 +15,8 @@ from smdbg.analysis.checker import check
 from smdbg.analysis.rule import Outcome, build, find_rule
 from smdbg.errors import AccessRefused, StoreError
 from smdbg.store.backend import LocalBackend
-from smdbg.store.writer import WorkerFacts, Writer
+from smdbg.store.worker_group import WorkerFacts
+from smdbg.store.writer import Writer
 
 
 def test_a_loss_recorded_twice_a_step_is_judged(tmp_path: Path) -> None:

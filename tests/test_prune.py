@@ -163,7 +163,7 @@ def test_a_lost_run_stays_one(tmp_path: Path) -> None:
     url = tmp_path / "run"
     kept.write_run(url)
     path = url / "workers" / "00000" / "zarr.json"
-    from smdbg.store.writer import with_checksum
+    from smdbg.store.worker_group import with_checksum
 
     group = json.loads(path.read_text())
     group["attributes"]["smdbg"] = with_checksum({**group["attributes"]["smdbg"], "status": "running"})

@@ -21,7 +21,7 @@ from smdbg.store import reader
 from smdbg.store.chunks import Chunk, read_elements, read_rows
 from smdbg.store.dtypes import MOST_EMPTY, decode, encode, zarr_dtype
 from smdbg.store.format import LOG_ROWS, ArraySpec, entry_from_json, values_spec
-from smdbg.store.writer import with_checksum
+from smdbg.store.worker_group import with_checksum
 
 Json = dict[str, Any]
 

@@ -24,7 +24,7 @@ from smdbg.store.backend import open_backend
 from smdbg.store.verify import verify
 from smdbg.store.verify_report import Report
 from smdbg.store.verify_values import verify_values
-from smdbg.store.writer import with_checksum
+from smdbg.store.worker_group import with_checksum
 
 STEPS = 5
 

@@ -13,7 +13,7 @@ from smdbg.errors import AccessRefused, NotARun, RunExists
 from smdbg.store.backend import Backend, Missing
 from smdbg.store.format import FORMAT, canonical, group_json, log_spec, parse_worker, worker_key
 from smdbg.store.format import array_json as _array_json
-from smdbg.store.writer import WorkerFacts, with_checksum, worker_attributes
+from smdbg.store.worker_group import WorkerFacts, with_checksum, worker_attributes
 
 SUBGROUPS = ("workers", "control", "checks")
 

@@ -29,7 +29,7 @@ from smdbg.store.intact import check_object, shard_places
 from smdbg.store.keys import Key, parse_key
 from smdbg.store.reader import Attempt, StoredRun
 from smdbg.store.shard import CRC, crc32c, with_crc
-from smdbg.store.writer import with_checksum
+from smdbg.store.worker_group import with_checksum
 
 LOST = "failed: lost"  # status of a worker that never ended: putting its log again must not look like a sign of life
 _RAW = LOG_COLUMNS.index("raw")

@@ -12,8 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from smdbg.store.collection import Collection
 from smdbg.store.format import (
     CAPACITY_ROWS,
     FLAG_DROPPED,
-    FORMAT,
     LOG_COLUMNS,
     LOG_ENDED,
     LOG_ROWS,
@@ -33,7 +32,6 @@ from smdbg.store.format import (
     MAX_COLLECTIONS,
     ArraySpec,
     array_json,
-    canonical,
     entry_to_json,
     group_json,
     log_spec,
@@ -44,8 +42,9 @@ from smdbg.store.item import Group
 from smdbg.store.pool import ShardPool
 from smdbg.store.room import Room
 from smdbg.store.rows import RowBuffer, row_memory
-from smdbg.store.shard import crc32c, with_crc
+from smdbg.store.shard import with_crc
 from smdbg.store.upload import Uploader
+from smdbg.store.worker_group import WorkerFacts, with_checksum, worker_attributes
 
 log = logging.getLogger("smdbg")
 
@@ -67,16 +66,6 @@ class StepRecord:
     flags: int = 0
     dropped_rows: int = 0
     reserved: int = 0
-
-
-@dataclass(frozen=True)
-class WorkerFacts:
-    """What a worker group says of its worker."""
-
-    rank: int
-    attempt: int
-    writer_id: str
-    mesh: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -442,37 +431,6 @@ class Writer:
         self._put_metadata(trimmed=True)
         self._await_stored()
         self._put_log_again()
-
-
-def worker_attributes(
-    facts: WorkerFacts,
-    status: str,
-    version: int = 0,
-    drops: tuple[int, int] = (0, 0),
-    collections: Mapping[str, Any] | None = None,
-    catalogue: list[Any] | None = None,
-) -> dict[str, Any]:
-    """Return attributes.smdbg of a worker group, with the checksum over its canonical JSON."""
-    out: dict[str, Any] = {
-        "format": FORMAT,
-        "rank": facts.rank,
-        "attempt": facts.attempt,
-        "mesh": dict(facts.mesh),
-        "writer_id": facts.writer_id,
-        "status": status,
-        "dropped_steps": drops[0],
-        "dropped_rows": drops[1],
-        "catalogue_version": version,
-        "collections": dict(collections or {}),
-        "catalogue": catalogue or [],
-    }
-    return with_checksum(out)
-
-
-def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a worker's facts with the checksum over all other keys."""
-    out = {key: value for key, value in facts.items() if key != "crc32c"}
-    return {**out, "crc32c": crc32c(canonical(out))}
 
 
 def _json(data: Any) -> bytes:
