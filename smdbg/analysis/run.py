@@ -108,6 +108,7 @@ class Run:
     def __init__(self, stored: StoredRun, storage_options: Mapping[str, Any] | None = None) -> None:
         """Wrap a stored run; use `open_run`."""
         self._stored = stored
+        self._shown: dict[tuple[int, str, str | None], NDArray[np.int64]] = {}
         self.storage_options = dict(storage_options or {})
         self._catalogue()
 
@@ -330,15 +331,20 @@ class Run:
         return StatsMatrix(steps, names, matrix, present)
 
     def _rows(self, one: Attempt, collection: str, mode: str | None) -> NDArray[np.int64]:
-        """Return the rows of a collection that are shown and of that mode."""
-        at = one.rows_of(collection)
-        return np.flatnonzero(self._stored.visible(one)[at] & _mode_mask(one.log[at], mode))
+        """Return the rows of a collection that are shown and of that mode; the same for each tensor, so kept."""
+        key = (id(one), collection, mode)
+        if key not in self._shown:
+            at = one.rows_of(collection)
+            self._shown[key] = np.flatnonzero(self._stored.visible(one)[at] & _mode_mask(one.log[at], mode))
+        return self._shown[key]
 
     def _series(
         self, wanted: Sequence[str], tensor: Tensor, mode: str | None, rank: int
     ) -> tuple[Steps, dict[str, NDArray[np.float64]]]:
         """Return (steps where the tensor is present, statistic -> its values there), over the attempts shown."""
         parts = [(steps, found) for _, steps, _, found in self._parts(wanted, tensor, mode, rank)]
+        if len(parts) == 1 and (np.diff(parts[0][0]) > 0).all():
+            return parts[0]
         steps = np.concatenate([np.zeros(0, np.int64), *(s for s, _ in parts)])
         order = np.argsort(steps, kind="stable")
         merged = {name: np.concatenate([np.zeros(0), *(found[name] for _, found in parts)])[order] for name in wanted}
@@ -385,6 +391,7 @@ class Run:
         """
         known = self._stored.attempts
         self._stored.refresh()
+        self._shown.clear()
         if [id(one) for one in known] != [id(one) for one in self._stored.attempts]:
             self._catalogue()
 

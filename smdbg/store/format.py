@@ -173,15 +173,20 @@ _JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "tuple[str, ...]": list,
     "tuple[int, ...] | None": list,
 }
+# Name, types in JSON and default of each field; of name and collection None, for they are always told.
+_FIELDS = tuple(
+    (spec.name, _JSON_TYPES[str(spec.type)], None if spec.default is dataclasses.MISSING else spec.default)
+    for spec in dataclasses.fields(TensorInfo)
+)
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
     """Return an entry as JSON-able data; fields that hold their default are left out."""
     out: dict[str, Any] = {}
-    for spec in dataclasses.fields(TensorInfo):
-        value = getattr(entry.info, spec.name)
-        if spec.default is dataclasses.MISSING or value != spec.default:
-            out[spec.name] = list(value) if isinstance(value, tuple) else value
+    for name, _, default in _FIELDS:
+        value = getattr(entry.info, name)
+        if value != default:
+            out[name] = list(value) if isinstance(value, tuple) else value
     if entry.since:
         out["since"] = entry.since
     if entry.whole:
@@ -199,10 +204,10 @@ def entry_from_json(data: Mapping[str, Any]) -> Entry:
     if not isinstance(data["name"], str) or not isinstance(data["collection"], str):
         raise TypeError("name and collection are text")
     fields: dict[str, Any] = {}
-    for spec in dataclasses.fields(TensorInfo):
-        value = data.get(spec.name)
-        if isinstance(value, _JSON_TYPES[str(spec.type)]):
-            fields[spec.name] = value  # any other is as good as not told: it only describes
+    for name, types, _ in _FIELDS:
+        value = data.get(name)
+        if isinstance(value, types):
+            fields[name] = value  # any other is as good as not told: it only describes
     for key in _TUPLES:
         if key in fields:
             fields[key] = tuple(str(v) if key in ("aliases", "tags") else _natural(v) for v in fields[key])
