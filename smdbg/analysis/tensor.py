@@ -83,7 +83,9 @@ class Tensor:
         """Return the steps where it is present (its statistics at least), ascending."""
         ranks = self.workers() if worker is None else [self.run._rank(worker)]
         parts = [self.run._series((), self, mode, rank)[0] for rank in ranks]
-        return parts[0] if len(parts) == 1 else np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+        if len(parts) == 1 and (np.diff(parts[0]) > 0).all():
+            return parts[0]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
 
     def value_steps(self, mode: str | None = None, worker: int = 0) -> Steps:
         """Return the steps where its full value was kept, ascending."""
