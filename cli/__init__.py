@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ def run(args: Sequence[str]) -> Exit:
         result = _invoke(args)
         sys.stdout.flush()  # here, because a flush that fails at shutdown would end with status 120
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would tell of requests that nobody waits for any more
         _discard(sys.stdout)
         return Exit.INTERRUPTED
     except BrokenPipeError:

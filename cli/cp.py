@@ -30,9 +30,10 @@ def command(session: Session, form: Format, source: str, target: str, allow_inco
       smdbg cp s3://bucket/runs/mine runs/mine
       smdbg cp runs/mine s3://archive/2026/mine
 
-    SOURCE is a run; TARGET is the copy itself, not a folder to put it into. Objects are copied as they are, and their
-    checksums verified on the way. It may be interrupted at any moment: no run is at TARGET before all of it is, and the
-    same command goes on where it stopped. A different run at TARGET is left alone, with status 2.
+    SOURCE is a run; TARGET is the copy itself, not a folder to put it into. A run that lacks anything is refused, with
+    status 2. Objects are copied as they are, and their checksums verified on the way. It may be interrupted at any
+    moment: no run is at TARGET before all of it is, and the same command goes on where it stopped. A different run at
+    TARGET is left alone, with status 2.
 
     tsv and jsonl give: source, target, run_id, objects and bytes (sent), present (objects that were there already),
     left_out (objects in SOURCE that are not part of the run), seconds.
@@ -41,6 +42,8 @@ def command(session: Session, form: Format, source: str, target: str, allow_inco
     from smdbg.store.backend import open_backend
     from smdbg.store.copy import copy_run
 
+    if not source.strip() or not target.strip():
+        raise click.UsageError("SOURCE and TARGET must both be named: one of them is empty.")
     options = load_config().storage_options
     _refuse_same(source, target)
     start = time.monotonic()

@@ -147,6 +147,7 @@ def _collection(run: Run, name: str) -> dict[str, Any]:
         "tensors": len(tensors),
         "steps": len(steps),
         "bytes": sum(tensor.nbytes for tensor in tensors),
+        "pruned": max((_iso(tensor.pruned) for tensor in tensors if tensor.pruned is not None), default=None),
     }
 
 
@@ -174,7 +175,7 @@ def _page(record: Record) -> None:
     listing(record["attempts"], _attempt_columns(record["attempts"]), Format.TABLE)
     if record["collections"]:
         data("")
-        listing(record["collections"], _collection_columns(), Format.TABLE)
+        listing(record["collections"], _collection_columns(record["collections"]), Format.TABLE)
 
 
 def _steps(record: Record) -> str:
@@ -249,11 +250,14 @@ def _attempt_columns(attempts: list[dict[str, Any]]) -> list[Column]:
     return columns
 
 
-def _collection_columns() -> list[Column]:
-    """Return the columns of what was saved."""
-    return [
+def _collection_columns(collections: list[dict[str, Any]]) -> list[Column]:
+    """Return the columns of what was saved; when values were taken out only where some were."""
+    columns = [
         Column("collection", lambda c: c["name"], fold=True),
         Column("tensors", lambda c: number(c["tensors"]), justify="right"),
         Column("steps", lambda c: number(c["steps"]), justify="right"),
         Column("bytes", lambda c: size(c["bytes"]), justify="right"),
     ]
+    if any(collection["pruned"] for collection in collections):
+        columns.append(Column("values pruned", lambda c: c["pruned"] or "-"))
+    return columns

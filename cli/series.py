@@ -57,6 +57,9 @@ class Request:
         return [Source(tensor, worker, number) for worker, number, tensor in parts if worker in tensor.workers()]
 
 
+FLOAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
 @dataclass(frozen=True)
 class Found:
     """The records in order (step, worker, attempt), what to tell the user of them, and how many were not read."""
@@ -91,6 +94,12 @@ def _read_values(request: Request, shown: int) -> Found:
     remarks = []
     if len(keys) < wanted:
         remarks.append(f"Values were kept at {len(keys)} of the {wanted} selected steps; else only statistics.")
+    stored, given = request.tensor.stored_dtype, request.tensor.dtype
+    if FLOAT_BYTES.get(stored, 8) < FLOAT_BYTES.get(given, 0):
+        remarks.append(
+            f"Values were {given} and are kept as {stored}, rounded; what was too large for that is infinite here. The "
+            "kept statistics are of the values before."
+        )
     left_out = 0
     if shown and not request.reduce and len(keys) > shown and _elements(request) > SMALL:
         left_out = len(keys) - shown
@@ -267,6 +276,8 @@ def only_statistics(request: Request) -> OnlyStatistics:
     steps = "steps" if len(kept) > 1 else "step"
     where = f"values were kept at {steps} {shown}" if len(kept) else "no values of it were kept in this run"
     advice = "" if len(kept) else " Leave out --values for the statistics, or let the hook save this collection whole."
+    if tensor.pruned is not None:
+        advice = f" Some values of '{tensor.collection}' were taken out by `smdbg prune`."
     return OnlyStatistics(
         f"Only statistics of '{tensor.name}' were kept at the selected steps of {request.run.url}; {where}.{advice}"
     )

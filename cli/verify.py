@@ -12,7 +12,7 @@ import click
 
 from smdbg.cli.exits import Exit
 from smdbg.cli.options import shared, worker_option
-from smdbg.cli.output import Column, Format, Record, counted, data, dump, listing, printable, size, talk
+from smdbg.cli.output import Column, Format, Record, counted, data, dump, line, listing, printable, size, talk
 from smdbg.cli.root import Session
 from smdbg.cli.target import target
 
@@ -59,8 +59,9 @@ def command(
 
     Exit status: 0 clean, 1 damage found, 2 it could not be checked.
     """
+    from smdbg.analysis.concurrency import requests_at_a_time
     from smdbg.config import load_config
-    from smdbg.errors import BadSelection
+    from smdbg.errors import BadConfig, BadSelection
     from smdbg.store.backend import open_backend
     from smdbg.store.verify import verify
 
@@ -70,8 +71,10 @@ def command(
         raise click.UsageError("--quick reads no values: it goes with neither --values nor --repair.")
     if url and session.run:
         raise click.UsageError("The run is named twice: give RUN or --run.")
-    where = target(replace(session, run=url) if url else session)
-    backend = open_backend(where, load_config().storage_options)
+    if url is not None and not url.strip():
+        raise BadConfig("RUN is empty; a variable in the command may not be set. Give a folder or a URL.")
+    where = target(session if url is None else replace(session, run=url))
+    backend = open_backend(where, load_config().storage_options, requests_at_a_time(None))
     progress = _progress(session.quiet)
     ranks = () if worker is None else (worker,)
     report = verify(backend, quick=quick, ranks=ranks, progress=progress)
@@ -176,10 +179,10 @@ def _steps(record: Record) -> str:
 
 _DAMAGE = (
     Column("damaged object", lambda r: r["object"], fold=True),
-    Column("what", lambda r: r["what"], fold=True),
-    Column("worker", _worker, justify="right", drop=3),
-    Column("tensors", _tensors, fold=True, drop=1),
-    Column("steps", _steps, justify="right", drop=2),
+    Column("what", lambda r: r["what"], fold=True, drop=3),
+    Column("worker", _worker, justify="right", drop=2),
+    Column("tensors", _tensors, fold=True, drop=4),
+    Column("steps", _steps, justify="right", drop=1),
 )
 _ORPHANS = (
     Column("not referred to", lambda r: r["object"], fold=True),
@@ -218,7 +221,7 @@ def _end(
         data("")
     for text in lines:
         if form is Format.TABLE:
-            data(printable(text))
+            line(text)
         else:
             talk(text, quiet)
 
@@ -231,17 +234,38 @@ def _verdict(report: Report, quick: bool) -> str:
             "" if quick else f": {counted(report.values, 'full value')}, {counted(report.lines, 'line')} of statistics"
         )
         return f"Clean: {held}{kept}; {extent}."
-    bad = len(report.damaged_objects)
-    text = f"{bad:,} of {held} damaged"
-    if report.values_lost or not quick:
-        text += f"; {report.values_lost:,} of {counted(report.values, 'full value')} cannot be read"
-        if report.lines_lost:
-            text += f", nor {counted(report.lines_lost, 'line')} of statistics, with what they tell of"
+    bad, total = len(report.damaged_objects), report.objects + report.missing
+    held = f"{counted(total, 'object')} ({size(report.bytes)})"
+    text = f"{bad:,} of {held} damaged{' or missing' if report.missing else ''}"
+    if report.unfinished:
+        text = f"This is {report.unfinished}. {text}"
+    text += _lost(report, quick)
     unreadable = [key for key, state in report.workers.items() if not state.readable]
     if unreadable:
         names = ", ".join(f"{rank}.{attempt}" if attempt else f"{rank}" for rank, attempt in unreadable[:5])
-        return f"{text}. Of worker {names} the log or the metadata is damaged: what it lists beyond is lost."
+        more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
+        return f"{text}. Of worker {names}{more} the log or the metadata is damaged: what it lists beyond is lost."
     return f"{text}. The rest is good."
+
+
+def _lost(report: Report, quick: bool) -> str:
+    """Say how many values cannot be read, as far as it is known; without reading them only how many at most."""
+    lost, of = report.values_lost, counted(report.values, "full value")
+    if report.unknown:
+        text = f"; of the {of} that could be counted, {lost:,} cannot be read" if report.values else ""
+        text += (
+            "; how many others are lost is not known"
+            if report.values
+            else "; how many full values are lost is not known"
+        )
+    elif lost or not quick:
+        text = f"; {'up to ' if quick and lost else ''}{lost:,} of {of} cannot be read"
+    else:
+        text = ""
+    if report.lines_lost:
+        most = "up to " if report.unknown else ""
+        text += f"; nor can {most}{counted(report.lines_lost, 'line')} of statistics, with what they tell of"
+    return text
 
 
 def _summary(
@@ -257,8 +281,10 @@ def _summary(
         "bytes": report.bytes,
         "damage": report.damage_count,
         "damaged_objects": len(report.damaged_objects),
+        "missing_objects": report.missing,
         "values": report.values,
         "values_lost": report.values_lost,
+        "unknown": report.unknown,
         "statistics": report.lines,
         "statistics_lost": report.lines_lost,
         "values_compared": compared,
@@ -266,6 +292,7 @@ def _summary(
         "orphan_bytes": report.orphan_bytes,
         "deleted": None if deleted is None or dry_run else len(deleted),
         "unchecked": report.unchecked,
+        "unfinished": report.unfinished,
     }
 
 

@@ -47,6 +47,8 @@ class Worker:
         text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         assert self.facts["crc32c"] == checksum(text.encode())
         self.arrays = group["consolidated_metadata"]["metadata"]
+        text = json.dumps(self.arrays, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        assert self.facts["arrays"] == checksum(text.encode())
         self.entries = {entry["name"]: entry for entry in self.facts["catalogue"]}
         if self.facts["status"] == "completed":
             chunks = -(-self.arrays["steps"]["shape"][0] // 4096)

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 
 import smdbg
+from smdbg import CollectionConfig, SaveConfig
 from smdbg.analysis.run import list_runs
 from smdbg.cli import run as cli
 from smdbg.cli.exits import Exit
 from smdbg.errors import BadSelection, DamagedData, NotARun, RunExists, RunNotFound, StoreError
+from smdbg.select import StepList
 from smdbg.store.backend import LocalBackend
 from smdbg.store.copy import Copied, copy_run
 from smdbg.store.keys import parse_key
+from smdbg.store.prune import Choice, Prune
 
 
 def _helpers() -> ModuleType:
@@ -55,9 +58,11 @@ def test_every_byte_and_nothing_else(source: Path, tmp_path: Path) -> None:
     (run / "notes.txt").write_text("mine")
     (run / "workers" / "00000" / "short" / "c").mkdir()
     (run / "workers" / "00000" / "short" / "c" / "0").write_text("stray")
-    (run / "control" / "stop.json").write_text("{}")
-    (run / "workers" / "00000" / "steps" / "c" / "7").mkdir()
-    (run / "workers" / "00000" / "steps" / "c" / "7" / "0").write_text("not committed")
+    (run / "control" / "stop.json").write_text(json.dumps({"run_id": smdbg.open_run(run).run_id}))
+    for orphan in ("float64/c/9/0", "float64/c/0/9", "stats/c/9/0/0", "step/c/9"):
+        path = run / "workers" / "00000" / "short" / orphan
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("not committed")
     done = copy(run, tmp_path / "copy")
     assert kept.files(tmp_path / "copy") == kept.files(source)
     assert (done.objects, done.present, done.left_out) == (len(kept.files(source)), 0, 2)
@@ -174,6 +179,51 @@ def test_a_flipped_bit_is_not_copied(source: Path, tmp_path: Path) -> None:
     assert kept.files(tmp_path / "copy") == kept.files(source)
 
 
+def test_a_run_that_lacks_something_is_not_copied(source: Path, tmp_path: Path) -> None:
+    """Nor is it said of a whole target that all is well."""
+    copy(source, tmp_path / "copy")
+    (other := tmp_path / "other").mkdir()
+    for lost in (
+        "workers/00000.1/zarr.json",
+        "workers/00000/zarr.json",
+        "workers/00000/short/stats/c/0/0/0",
+        "workers/00000/short/step/c/0",
+        "workers/00000/long/float32/c/1/0",
+        "workers/00000/tight/float32/zarr.json",
+        "checks/zarr.json",
+    ):
+        run = Path(shutil.copytree(source, tmp_path / "run", dirs_exist_ok=True))
+        (run / lost).unlink()
+        for target in (other, tmp_path / "copy"):
+            with pytest.raises(DamagedData, match="not copied.*smdbg verify"):
+                copy(run, target)
+        assert not kept.files(other)
+    run = Path(shutil.copytree(source, tmp_path / "run", dirs_exist_ok=True))
+    root = json.loads((run / "zarr.json").read_text())
+    root["attributes"]["smdbg"]["crc32c"] ^= 1
+    (run / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(DamagedData, match="zarr.json"):
+        copy(run, other)
+
+
+def test_only_what_the_log_lists_is_copied(tmp_path: Path) -> None:
+    """A writer that is ahead of its log: what it put is left, and what the log lists is whole."""
+    run = tmp_path / "run"
+    each = [CollectionConfig("w", save_config=SaveConfig(save_interval=1), reduction_config=kept.RAW)]
+    with smdbg.Hook(run, collections=each) as hook:
+        for step in range(4):
+            hook.save_tensor("wide", np.full(1 << 20, step, "float32"), "w")
+            hook.end_step()
+    truth = kept.held(run)
+    Prune(LocalBackend(str(run)), Choice(("w",), StepList((3,)))).carry_out()
+    ahead = run / "workers/00000/w/float32/c/3/0"
+    ahead.parent.mkdir(exist_ok=True)
+    shutil.copy(run / "workers/00000/w/float32/c/2/0", ahead)
+    copy(run, tmp_path / "copy", incomplete=True)
+    assert not (tmp_path / "copy" / ahead.relative_to(run)).exists()
+    kept.assert_same(kept.held(tmp_path / "copy"), truth | {("wide", 3): None})
+
+
 def test_a_run_that_is_written(tmp_path: Path) -> None:
     hook = smdbg.Hook(tmp_path / "run", collections=["losses"])
     for step in range(5):
@@ -224,8 +274,6 @@ def test_a_run_that_grows_all_the_while(tmp_path: Path) -> None:
 
 def test_a_source_that_is_pruned_meanwhile(source: Path, tmp_path: Path) -> None:
     """Values that go while they are copied: no copy then says that they are there."""
-    from smdbg.store.prune import Choice, Prune
-
     run = shutil.copytree(source, tmp_path / "run")
 
     class Meanwhile(LocalBackend):
@@ -288,6 +336,9 @@ def test_the_command(
     assert cli(["cp", str(source), "copy", "--format", "table"]) is Exit.CLEAN
     printed = capsys.readouterr()
     assert "0 objects, 0 B" in printed.out and "were there already" in printed.out and printed.err == ""
+    for empty in (["", "copy"], ["copy", " "]):
+        assert cli(["cp", *empty]) is Exit.ERROR
+        assert "one of them is empty" in capsys.readouterr().err
     assert cli(["cp", "copy", "copy/inside"]) is Exit.ERROR
     assert "lie in each other" in capsys.readouterr().err
     kept.write_run("other", 1)

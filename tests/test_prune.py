@@ -14,19 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import smdbg
 from smdbg.analysis.run import list_runs
 from smdbg.cli import run as cli
 from smdbg.cli.exits import Exit
-from smdbg.errors import BadSelection, NotARun, RunNotFound
+from smdbg.errors import BadSelection, DamagedData, NotARun, OnlyStatistics, RunNotFound
 from smdbg.select import StepList, StepRange
 from smdbg.store.backend import LocalBackend
-from smdbg.store.format import values_spec
-from smdbg.store.prune import Choice, Prune, Pruned, emptied
-from smdbg.store.shard import Shard
+from smdbg.store.prune import Choice, Prune, Pruned
 
 
 def _helpers() -> ModuleType:
@@ -80,11 +76,11 @@ def run(whole: Path, tmp_path: Path) -> Path:
 def test_values_of_a_collection(run: Path) -> None:
     truth = kept.held(run)
     (long,) = prune(run, "long")
-    assert (long.collection, long.what, long.steps, long.objects, long.rewritten) == ("long", "values", 2, 2, 0)
+    assert (long.collection, long.what, long.steps, long.objects, long.shared) == ("long", "values", 2, 2, 0)
     assert long.size > 2 * (4 << 20) and not list((run / "workers/00000/long/float32/c").glob("**/0"))
     kept.assert_same(kept.held(run), without_values(truth, ("big",)))
     (short,) = prune(run, "short")
-    assert short.steps == 12 and short.rewritten == 0
+    assert short.steps == 12 and short.shared == 0
     kept.assert_same(kept.held(run), without_values(truth, ("big", *SHORT)))
     assert prune(run, "short", "long") == []
     facts = json.loads((run / "workers" / "00000" / "zarr.json").read_text())["attributes"]["smdbg"]
@@ -103,13 +99,26 @@ def test_values_of_some_steps(run: Path, steps: Any, keep: bool) -> None:
     kept.assert_same(kept.held(run), without_values(truth, (*SHORT, "t"), gone))
 
 
-def test_plain_zarr_sees_fill_values_in_a_shard_that_is_shared(run: Path) -> None:
-    import zarr
-
-    (done,) = prune(run, "tight", steps=StepRange(0, 6))
-    assert done.rewritten == 1
-    rows = zarr.open_group(run, mode="r")["workers/00000/tight/float32"][:]
-    assert np.isnan(rows[:6]).all() and np.isfinite(rows[6:9, :500]).all()
+def test_a_reader_that_was_opened_before_never_gets_a_wrong_value(run: Path) -> None:
+    truth, before = kept.held(run), kept.files(run)
+    stale = smdbg.open_run(run, attempt="all")
+    (short, tight) = prune(run, "short", "tight", steps=StepRange(0, 6))
+    assert (short.objects, tight.objects) == (0, 0) and short.shared > 1 and tight.shared == 1
+    assert short.size == tight.size == 0
+    changed = {name for name, data in kept.files(run).items() if before[name] != data}
+    assert changed == {"workers/00000/zarr.json", "workers/00000/steps/c/0/0"}, "no value is ever put again"
+    kept.assert_same(kept.held(run), without_values(truth, (*SHORT, "t"), range(6)))
+    assert cli(["verify", str(run), "--values"]) is Exit.CLEAN
+    prune(run, "long", steps=StepList((1,)))
+    for (name, step), value in truth.items():
+        if value is not None and " of " not in name and (name, step) != ("big", 1):
+            np.testing.assert_array_equal(stale.tensor(name).value(step), value, err_msg=str((name, step)))
+    with pytest.raises(DamagedData):
+        stale.tensor("big").value(1)
+    # The last steps that an object is kept for take it with them.
+    done = prune(run, "short", "tight", steps=StepRange(6, 12))
+    assert [one.shared for one in done] == [0, 0] and all(one.objects and one.size for one in done)
+    assert not list((run / "workers/00000/short/float64/c").rglob("0"))
 
 
 def test_all_that_can_lose_values(run: Path) -> None:
@@ -145,7 +154,7 @@ def test_what_cannot_be_asked_for(run: Path, tmp_path: Path) -> None:
         Prune(LocalBackend(str(tmp_path / "no")), Choice())
 
 
-def test_a_run_that_is_written(tmp_path: Path) -> None:
+def test_a_run_that_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hook = smdbg.Hook(tmp_path / "runs" / "run", collections=["losses"])
     hook.save_scalar("loss", 1, "losses")
     hook.end_step()
@@ -155,6 +164,7 @@ def test_a_run_that_is_written(tmp_path: Path) -> None:
         Prune(LocalBackend(str(tmp_path / "runs" / "run")), Choice(("losses",), whole=True))
     assert cli(["prune", str(tmp_path / "runs"), "--older-than", "0s", "--yes"]) is Exit.CLEAN
     assert kept.files(tmp_path) == before
+    assert "nothing to prune. 1 run is still being written: left out" in capsys.readouterr().err
     hook.close()
 
 
@@ -182,7 +192,7 @@ def test_a_lost_run_stays_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "names"),
     [
-        (Choice(("short", "tight"), StepRange(1, 3)), (*SHORT, "t")),
+        (Choice(("short", "tight", "long"), StepRange(1, 5)), (*SHORT, "t", "big")),
         (Choice(("short",), whole=True), SHORT),
     ],
 )
@@ -190,9 +200,9 @@ def test_interrupted_at_every_change(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, choice: Choice, names: Any
 ) -> None:
     source = tmp_path_factory.mktemp("runs") / "small"
-    kept.write_run(source, 3, wide=False)
+    kept.write_run(source, 5)
     truth = kept.held(source)
-    pruned = without(truth, names) if choice.whole else without_values(truth, names, (1, 2))
+    pruned = without(truth, names) if choice.whole else without_values(truth, names, (1, 2, 3, 4))
     expected = Path(shutil.copytree(source, tmp_path / "expected"))
     Prune(LocalBackend(str(expected)), choice).carry_out()
     kept.assert_same(kept.held(expected), pruned)
@@ -218,36 +228,6 @@ def test_interrupted_at_every_change(
         assert Prune(LocalBackend(str(url)), choice).planned() == []
         shutil.rmtree(url)
     assert call > 5
-
-
-@given(st.integers(1, 40), st.lists(st.booleans(), min_size=1, max_size=64), st.sampled_from(["float32", "int16"]))
-def test_emptied_shards(elements: int, alive: list[bool], dtype: str) -> None:
-    """A shard with rows emptied is what the writer would have made of the rows that are left."""
-    from smdbg.store.intact import shard_places
-
-    spec = values_spec("c", dtype, dtype, elements)
-    rows = np.zeros(spec.shard[0], bool)
-    rows[: len(alive)] = alive
-    if not rows.any():
-        return
-    width, groups = spec.tail[0], -(-len(alive) // spec.chunk[0])
-    content = np.arange(len(alive) * width).astype(dtype).reshape(-1, width)
-    total = spec.grid[0] * spec.chunks_per_row
-    full = Shard(spec.chunk_bytes, groups * spec.chunks_per_row, total)
-    full.fill(np.full(1, np.nan if dtype == "float32" else 0, dtype).tobytes())
-    full.write(0, content.reshape(-1).view(np.uint8))
-    data = bytes(full.seal())
-    new = emptied(spec, data, rows)
-    places = shard_places(spec, new)
-    assert places is not None and len(new) <= len(data) and emptied(spec, new, rows) == new
-    back = np.concatenate([np.frombuffer(new[int(a) : int(a + n) - 4], dtype) for a, n in places]).reshape(-1, width)
-    last = int(np.flatnonzero(rows)[-1])
-    assert last < len(back) <= last + spec.chunk[0]
-    for row in range(len(back)):
-        if rows[row]:
-            np.testing.assert_array_equal(back[row], content[row])
-        else:
-            assert np.isnan(back[row]).all() if dtype == "float32" else (back[row] == 0).all()
 
 
 # --- whole runs ---
@@ -350,9 +330,86 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ["long", "values", "2"],
     ]
     assert kept.files(run) == before and "--yes does it" in shown.err
+    narrow = ["-r", str(run), "prune", "--collection", "short", "--steps", "3:5", "--format", "table"]
+    assert cli(narrow) is Exit.CLEAN
+    assert "Nothing can be freed: all lie in " in capsys.readouterr().err
     assert cli(["-r", str(run), "prune", "--steps", "3:5", "--yes", "--format", "table"]) is Exit.CLEAN
     shown = capsys.readouterr()
-    assert shown.out.splitlines()[0].split() == ["collection", "what", "steps", "objects", "rewritten", "bytes"]
+    assert shown.out.splitlines()[0].split() == ["collection", "what", "steps", "objects", "shared", "bytes"]
+    assert "Deleted 1 object; " in shown.err and " that hold values of kept steps too stay" in shown.err
+    assert cli([*narrow[:-3], "5:6", "--yes"]) is Exit.CLEAN
+    shown = capsys.readouterr()
+    assert "Nothing was freed: all lie in " in shown.err and "Deleted" not in shown.err
+
+
+def test_what_was_pruned_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune(run, "long")
+    with pytest.raises(OnlyStatistics, match="Some values of 'long' were taken out"):
+        smdbg.open_run(run, attempt="all").tensor("big").value(1)
+    assert cli(["runs", str(run), "--format", "jsonl"]) is Exit.CLEAN
+    told = {one["name"]: one["pruned"] for one in json.loads(capsys.readouterr().out)["collections"]}
+    assert told.pop("long").endswith("Z") and set(told.values()) == {None}
+    assert cli(["runs", str(run), "--format", "table"]) is Exit.CLEAN
+    assert "values pruned" in capsys.readouterr().out
+
+
+def test_interrupted_commands_say_where_they_are(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = kept.BreaksAt(run, 2)
+    monkeypatch.setattr("smdbg.store.backend.open_backend", lambda *_: broken)
+    monkeypatch.setattr("smdbg.store.delete.open_backend", lambda *_: broken)
+    assert cli(["prune", str(run), "--collection", "short", "--yes"]) is Exit.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "is whole and can be read" in said and "The same command goes on" in said
+    broken.calls = 0
+    assert cli(["prune", str(run), "--older-than", "0s", "--collection", "short", "--yes"]) is Exit.INTERRUPTED
+    assert "is whole" in (said := capsys.readouterr().err) and "--older-than 0s" in said
+    assert "short" in smdbg.open_run(run).collections()
+    age(run, 40)
+    broken.calls = 0
+    command = ["prune", str(run), "--older-than", "30d", "--yes"]
+    assert cli(command) is Exit.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "half deleted and no run any more. The same command goes on." in said and "Deleted" not in said
+    assert (run / "zarr.json").exists() and (run / "unfinished.json").exists()
+    broken.calls = -10_000
+    assert cli(command) is Exit.CLEAN and not run.exists(), "the note of it has not made it young"
+
+
+def test_an_interruption_tells_which_runs_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smdbg.store import delete
+
+    for name in ("one", "two"):
+        kept.write_run(tmp_path / name, 1, wide=False)
+    found = list(delete.found_runs(str(tmp_path)))
+
+    def runs(*_: Any) -> Any:
+        yield found[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(delete, "found_runs", runs)
+    assert cli(["prune", str(tmp_path), "--older-than", "0s", "--yes"]) is Exit.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "No run is half done. The same command goes on. Done before that: 1 run." in said
+    assert cli(["prune", str(tmp_path), "--older-than", "0s"]) is Exit.INTERRUPTED
+    assert "half done" not in capsys.readouterr().err, "nothing is changed"
+
+
+def test_a_collection_that_no_run_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        kept.write_run(tmp_path / name, 1, wide=False)
+    command = ["prune", str(tmp_path), "--older-than", "0s", "--collection"]
+    assert cli([*command, "nosuch"]) is Exit.ERROR
+    assert "none of its runs could be pruned" in " ".join(capsys.readouterr().err.split())
+    prune(tmp_path / "one", "short", whole=True)
+    with smdbg.Hook(tmp_path / "three") as hook:
+        hook.save_scalar("loss", 1, "losses")
+        hook.end_step()
+    assert cli([*command, "short"]) is Exit.CLEAN, "some have it"
+    assert "no collection 'short'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,17 @@ def test_an_attempt_that_may_have_superseded(tmp_path: Path) -> None:
     for attempt in ("all", 0):
         shown: Any = smdbg.open_run(url, attempt=attempt)
         assert shown.tensor("x").value(0).item() == 0 and shown.damaged == run.damaged
+
+
+def test_the_facts_of_a_run_are_held_against_their_checksum(tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    with smdbg.Hook(url, hyperparameters={"lr": 0.1}) as hook:
+        hook.save_scalar("loss", 1)
+    root = url / "zarr.json"
+    root.write_text(root.read_text().replace('"lr": 0.1', '"lr": 0.7'))
+    with pytest.raises(DamagedData, match="does not match its checksum"):
+        smdbg.open_run(url)
+    facts = json.loads(root.read_text())
+    del facts["attributes"]["smdbg"]["crc32c"]  # as runs of earlier versions are
+    root.write_text(json.dumps(facts))
+    assert smdbg.open_run(url).hyperparameters == {"lr": 0.7}

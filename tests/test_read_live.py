@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 import smdbg
+from smdbg.cli import run as cli
+from smdbg.cli.exits import Exit
+from smdbg.errors import DamagedData, OnlyStatistics
 from smdbg.store import format as layout
 from smdbg.store import reader
 from smdbg.store.backend import Fetched, Listed, LocalBackend, Range
@@ -129,7 +132,7 @@ def test_nothing_new_costs_one_look(tmp_path: Path) -> None:
     run.refresh()
     assert backend()[:2] == [log, "workers/00000/zarr.json"] and run.status == "completed"
     run.refresh()
-    assert backend() == ["list workers"], "a worker that has ended may be resumed, and is not polled"
+    assert backend() == ["workers/00000/zarr.json", "list workers"], "it may be pruned or resumed"
 
 
 def test_tables_are_read_on_from_where_they_were(tmp_path: Path) -> None:
@@ -234,3 +237,30 @@ def test_following_over_the_border_of_a_chunk(tmp_path: Path, rows: int) -> None
     hook.close()
     run.refresh()
     assert run.status == "completed" and run.step_table().step.size == rows
+
+
+def test_a_run_that_is_pruned_while_it_is_open(tmp_path: Path) -> None:
+    """A reader with the log of before meets true values or missing objects, and after a refresh what is left."""
+    url = tmp_path / "run"
+    with smdbg.Hook(url) as hook:
+        for step in range(6):
+            hook.save_tensor("wide", np.full(1_100_000, step, np.float32), "wide")
+            hook.save_tensor("narrow", np.full(5, step), "narrow")
+            hook.end_step()
+    run = smdbg.open_run(url)
+    assert run.tensor("narrow").value(1).tolist() == [1] * 5
+    for collection in ("wide", "narrow"):
+        assert cli(["prune", str(url), "--collection", collection, "--steps", "1:5:2", "--yes"]) is Exit.CLEAN
+    for name in ("wide", "narrow"):
+        for step in range(6):
+            try:
+                assert (run.tensor(name).value(step) == step).all()
+            except DamagedData:
+                assert step in (1, 3)
+    run.refresh()
+    for name in ("wide", "narrow"):
+        assert run.tensor(name).value_steps().tolist() == [0, 2, 4, 5]
+        with pytest.raises(OnlyStatistics):
+            run.tensor(name).value(1)
+        assert (run.tensor(name).value(2) == 2).all()
+    assert run.status == "completed"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import time
@@ -15,12 +17,17 @@ import pytest
 
 import smdbg
 from smdbg.analysis.run import open_run
-from smdbg.errors import DamagedData, NotARun
+from smdbg.cli import run as command_line
+from smdbg.errors import DamagedData, NotARun, SmdbgError, StoreError
+from smdbg.store import attempt, reader
 from smdbg.store import chunks as chunk_reader
-from smdbg.store import reader
+from smdbg.store.backend import LocalBackend
 from smdbg.store.chunks import Chunk, read_elements, read_rows
+from smdbg.store.delete import delete_run, found_runs
 from smdbg.store.dtypes import MOST_EMPTY, decode, encode, zarr_dtype
-from smdbg.store.format import LOG_ROWS, ArraySpec, entry_from_json, values_spec
+from smdbg.store.format import LOG_ROWS, ArraySpec, canonical, entry_from_json, values_spec
+from smdbg.store.keys import read_note
+from smdbg.store.shard import crc32c, with_crc
 from smdbg.store.worker_group import with_checksum
 
 Json = dict[str, Any]
@@ -76,6 +83,8 @@ def change(honest: Path, to: Path, lie: Callable[[Json], object]) -> Path:
     file = to / "workers" / "00000" / "zarr.json"
     group = json.loads(file.read_text())
     lie(group)
+    if "arrays" in group["attributes"]["smdbg"]:
+        group["attributes"]["smdbg"]["arrays"] = crc32c(canonical(group["consolidated_metadata"]["metadata"]))
     group["attributes"]["smdbg"] = with_checksum(group["attributes"]["smdbg"])
     file.write_text(json.dumps(group))
     return to
@@ -366,3 +375,277 @@ def test_dtypes_that_are_none(name: str) -> None:
     with pytest.raises(ValueError, match="unknown dtype"):
         zarr_dtype(name)
     assert zarr_dtype("M8[25us]") == zarr_dtype("m8[D]") == zarr_dtype("M8") == "int64"
+
+
+# --- who lies in more places than the catalogue ---
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize("where", ["zarr.json", "workers/00000/zarr.json"])
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_deeply_nested_metadata(honest: Path, tmp_path: Path, where: str, depth: int) -> None:
+    path = shutil.copytree(honest, tmp_path / "run")
+    file = path / where
+    deep = file.read_bytes().replace(b'"smdbg":', b'"smdbg": {"deep": ' + nested(depth) + b', "x":', 1) + b"}"
+    file.write_bytes(deep)
+    refused(path, NotARun, DamagedData)
+    assert said(["verify", str(path)])[0] in (1, 2)
+
+
+def test_deeply_nested_facts_with_a_checksum(honest: Path, tmp_path: Path) -> None:
+    """As deep as JSON can be read here, which checks must bear too."""
+    path = shutil.copytree(honest, tmp_path / "run")
+    root = json.loads((path / "zarr.json").read_text())
+    for depth in range(100, 1000, 50):
+        root["attributes"]["smdbg"]["hyperparameters"] = {"deep": json.loads(nested(depth)) if depth < 900 else 0}
+        (path / "zarr.json").write_text(json.dumps(root))
+        refused(path)
+
+
+@pytest.mark.parametrize("key", ["zarr.json", "workers/00000/zarr.json", "unfinished.json", "control/stop.json"])
+def test_enormous_json(honest: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of 4 GB, sparse; nothing is read of them but as much as there may be, or nothing is parsed."""
+    path = shutil.copytree(honest, tmp_path / "run")
+    monkeypatch.setattr(attempt, "LARGEST_JSON", 1 << 20)  # a worker's, of 2 MB here, is read whole
+    (path / key).parent.mkdir(exist_ok=True)
+    with open(path / key, "r+b" if (path / key).exists() else "wb") as file:
+        file.truncate(2 << 20 if key.startswith("workers") else 4 << 30)
+    if key.endswith("zarr.json"):
+        refused(path, NotARun, DamagedData)
+    else:
+        read_everything(path)
+    assert read_note(LocalBackend(str(path))) == ({} if key == "unfinished.json" else None)
+    tracemalloc.start()
+    try:
+        assert said(["verify", str(path)])[0] == (0 if key == "unfinished.json" else 1)
+        assert said(["cp", str(path), str(tmp_path / "copy")])[0] == (0 if key == "unfinished.json" else 2)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\0", b"[1]", b'"x"', nested(5000), b'{"doing": ["delete"]}', b'{"run_id": {}}']
+)
+def test_hostile_notes(honest: Path, tmp_path: Path, text: bytes) -> None:
+    """No note makes a reader stumble, or a copy or a deletion take the run for something else."""
+    path = shutil.copytree(honest, tmp_path / "run")
+    for key in ("unfinished.json", "control/stop.json", "checks/a.json"):
+        (path / key).parent.mkdir(exist_ok=True)
+        (path / key).write_bytes(text)
+    read_everything(path)
+    assert said(["verify", str(path)])[0] in (0, 1)
+    assert said(["prune", "--older-than", "1d", str(path)])[0] == 0 and (path / "zarr.json").exists()
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "unfinished.json").write_bytes(text)
+    assert said(["cp", str(path), str(target)])[0] == 2 and len(list(target.rglob("*"))) == 1
+
+
+EVIL = "\x1b[2J\x1b]0;pwned\x07[bold red]x[/bold red]\u202egnp.exe\u200b\r\n\t../../../etc/passwd\ud800" + "n" * 100_000
+
+
+def said(args: list[str]) -> tuple[int, str]:
+    """Run a command line; whatever it says is safe to show."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = int(command_line(args))
+    text = out.getvalue() + err.getvalue()
+    assert "internal error" not in text and "Traceback" not in text, text[:2000]
+    # JSON may hold marks of direction and the like as they are, but nothing that moves a terminal.
+    assert all(c.isprintable() or c in "\n\t" or ("jsonl" in args and c > "\x9f") for c in text)
+    return status, text
+
+
+def test_evil_names_are_shown_as_escapes(honest: Path, tmp_path: Path) -> None:
+    """Names of tensors, tags, statuses and facts of the run; markup stays what it is, and no name becomes a path."""
+
+    def lie(group: Json) -> None:
+        entry(group, "x").update(name=EVIL, module=EVIL, tags=[EVIL], role=EVIL)
+        facts_of(group).update(status=f"failed: {EVIL}", mesh={EVIL: EVIL})
+
+    path = change(honest, tmp_path / "run", lie)
+    root = json.loads((path / "zarr.json").read_text())
+    facts = root["attributes"]["smdbg"]
+    facts.update(framework=EVIL, argv=[EVIL], hyperparameters={EVIL: EVIL}, git_commit=EVIL, versions={EVIL: EVIL})
+    root["attributes"]["smdbg"] = with_checksum(facts)
+    (path / "zarr.json").write_text(json.dumps(root))
+    before = sorted(tmp_path.rglob("*"))
+    for form in ("table", "tsv", "jsonl"):
+        for args in (["ls"], ["inspect", "*pwned*"], ["check"], ["inspect", "nothing"]):
+            status, text = said([*args, "--run", str(path), "--format", form])
+            assert status in (0, 1, 2) and (args[0] != "ls" or "[bold red]" in text)
+        for args in (["runs", str(path)], ["runs", str(tmp_path)], ["verify", str(path)]):
+            said([*args, "--format", form])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_in_every_error(honest: Path, tmp_path: Path) -> None:
+    for number, lie in enumerate((lambda e: e.update(shape=[1] * 99), lambda e: e["slots"][0].__setitem__(0, EVIL))):
+        path = change(
+            honest, tmp_path / str(number), lambda g, lie=lie: (lie(entry(g, "x")), entry(g, "x").update(name=EVIL))
+        )
+        status, text = said(["ls", "--run", str(path)])
+        assert status == 2 and "damaged" in text
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/../../evil", "/etc/evil", "..", "a\\..\\b", "a\0b"])
+def test_arrays_that_lie_outside(honest: Path, tmp_path: Path, name: str) -> None:
+    """A path of an array never leads out of the run, neither for reading nor for a copy."""
+
+    def lie(group: Json) -> None:
+        children = group["consolidated_metadata"]["metadata"]
+        children[f"tensors/{name}"] = children["tensors/float64"]
+        entry(group, "x")["slots"][0][0] = name
+
+    path = change(honest, tmp_path / "run", lie)
+    target = tmp_path / "target"
+    assert said(["cp", str(path), str(target / "run")])[0] == 2 and not target.exists()
+    refused(path)
+    assert said(["prune", "--run", str(path), "--collection", "tensors", "--all", "--yes"])[0] == 2
+
+
+def test_a_million_tensors(honest: Path, tmp_path: Path) -> None:
+    """They cost what their text costs; nothing is asked of the store for each."""
+
+    def lie(group: Json) -> None:
+        one = entry(group, "x")
+        facts_of(group)["catalogue"] += [{**one, "name": f"x{i}"} for i in range(20_000)]
+
+    path = change(honest, tmp_path / "run", lie)
+    size = (path / "workers/00000/zarr.json").stat().st_size
+    tracemalloc.start()
+    try:
+        run = open_run(path)
+        assert len(run.tensors()) > 20_000
+        assert tracemalloc.get_traced_memory()[1] < 20 * size
+    finally:
+        tracemalloc.stop()
+    assert run.tensor("x777").value(3).tolist() == run.tensor("x").value(3).tolist()
+
+
+@pytest.mark.parametrize("column", range(10))
+@pytest.mark.parametrize("value", [-1, 0, 1, 1 << 62, -(1 << 63), "repeat"])
+def test_a_log_that_lies(honest: Path, tmp_path: Path, column: int, value: int | str) -> None:
+    """Steps that repeat, go back or are absurd, masks of nothing: answers or errors, no more."""
+    path = shutil.copytree(honest, tmp_path / "run")
+    file = path / "workers/00000/steps/c/0/0"
+    rows = np.frombuffer(file.read_bytes()[:-4], "<i8").reshape(LOG_ROWS, 10).copy()
+    rows[1:5, column] = rows[0, column] if value == "repeat" else value
+    file.write_bytes(with_crc(rows.tobytes()))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(SmdbgError):
+            run = open_run(path)
+            run.step_table()
+            run.modes()
+            for name in run.tensors():
+                tensor = run.tensor(name)
+                for step in tensor.value_steps().tolist():
+                    tensor.value(step)
+                tensor.stat("count")
+        for args in (["ls", "--run"], ["check", "--run"], ["verify"], ["runs"]):
+            said([*args, str(path)])
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# --- links out of the run ---
+
+
+@pytest.mark.parametrize("link", ["workers", "workers/00000", "workers/00000/tensors", "workers/00000/tensors/float64"])
+def test_nothing_is_deleted_or_put_behind_a_link(honest: Path, tmp_path: Path, link: str) -> None:
+    """A run of a stranger whose folders are links into a run of one's own: that one stays as it is."""
+    own, path = shutil.copytree(honest, tmp_path / "own"), tmp_path / "run"
+    shutil.copytree(honest, path)
+    shutil.rmtree(path / link)
+    (path / link).symlink_to(own / link, target_is_directory=True)
+    (own / "workers/00000/tensors/float64/c/99").mkdir()
+    (own / "workers/00000/tensors/float64/c/99/0").write_bytes(b"no commit refers to it")
+    before = {p: p.read_bytes() for p in own.rglob("*") if p.is_file()}
+    for args in (
+        ["prune", "--run", str(path), "--values", "--yes"],
+        ["prune", "--run", str(path), "--collection", "tensors", "--all", "--yes"],
+        ["verify", str(path), "--repair"],
+    ):
+        status, text = said(args)
+        assert before == {p: p.read_bytes() for p in own.rglob("*") if p.is_file()}, args
+    for found, store in found_runs(path):
+        with pytest.raises(StoreError, match="is a link"):
+            delete_run(store, found)
+    assert before == {p: p.read_bytes() for p in own.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("key", ["control/zarr.json", "checks/a.json", "workers/00000/tensors/step/c/0"])
+def test_a_link_to_a_file_is_not_copied(honest: Path, tmp_path: Path, key: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text('{"password": "x"}')
+    path = shutil.copytree(honest, tmp_path / "run")
+    (path / key).parent.mkdir(exist_ok=True)
+    (path / key).unlink(missing_ok=True)
+    (path / key).symlink_to(secret)
+    assert said(["cp", str(path), str(tmp_path / "copy")])[0] == 2
+    copied = [p.read_bytes() for p in (tmp_path / "copy").rglob("*") if p.is_file()]
+    assert secret.read_bytes() not in copied and secret.exists()
+
+
+# --- damage that only a checksum, or the place, tells ---
+
+
+def test_a_root_that_does_not_match_its_checksum(honest: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(honest, tmp_path / "run")
+    text = (path / "zarr.json").read_text()
+    run_id = json.loads(text)["attributes"]["smdbg"]["run_id"]
+    for changed in (text.replace(run_id, "x" + run_id[1:]), text.replace('"crc32c"', '"crc32b"')):
+        (path / "zarr.json").write_text(changed)
+        assert "checksum" in refused(path)
+    old = json.loads(text)
+    del old["attributes"]["smdbg"]["crc32c"]  # a run of an earlier version
+    (path / "zarr.json").write_text(json.dumps(old))
+    read_everything(path)
+
+
+def sealed(group: Json) -> None:
+    arrays = group["consolidated_metadata"]["metadata"]
+    facts_of(group)["arrays"] = crc32c(canonical(arrays))
+
+
+def test_metadata_of_arrays_that_do_not_match_their_checksum(honest: Path, tmp_path: Path) -> None:
+    """One bit makes rows of three of shards of one; each chunk is then intact, and of another row."""
+    path = change(honest, tmp_path / "run", sealed)
+    read_everything(path)
+    assert said(["verify", str(path)])[0] == 0
+    file = path / "workers/00000/zarr.json"
+    text = file.read_text()
+    file.write_text(text.replace('"first_row"', '"last_row"').replace('"fill_value": 0', '"fill_value": 1', 1))
+    assert file.read_text() != text and "checksum" in refused(path)
+    file.write_text(text)
+    assert said(["prune", "--run", str(path), "--collection", "metrics", "--all", "--yes"])[0] == 0
+    run = open_run(path)
+    assert run.collections() == ["tensors"] and run.tensor("x").value(2).tolist() == [2, 3, 4, 5]
+
+
+def test_metadata_of_another_worker(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for rank in range(2):
+        with smdbg.Hook(path, rank=rank, world_size=2) as hook:
+            hook.save_scalar("x", rank)
+    file = path / "workers/00001/zarr.json"
+    shutil.copy(path / "workers/00000/zarr.json", file)
+    run = open_run(path)
+    assert run.workers() == [0] and "another worker" in run.damaged[0]
+    assert said(["verify", str(path)])[0] == 1
+
+
+def test_a_log_of_another_length(honest: Path, tmp_path: Path) -> None:
+    """An older state of the log is whole in itself; the worker's zarr.json says how long it became."""
+    path = shutil.copytree(honest, tmp_path / "run")
+    file = path / "workers/00000/steps/c/0/0"
+    rows = np.frombuffer(file.read_bytes()[:-4], "<i8").reshape(LOG_ROWS, 10).copy()
+    rows[4:] = 0
+    file.write_bytes(with_crc(rows.tobytes()))
+    assert "lists 4 steps, and the worker's zarr.json 5" in refused(path)

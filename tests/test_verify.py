@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +23,8 @@ import pytest
 import smdbg
 from smdbg.cli import run as command_line
 from smdbg.errors import BadSelection, NotARun, RunNotFound
-from smdbg.store import verify_repair
-from smdbg.store.backend import open_backend
+from smdbg.store import verify_repair, verify_root
+from smdbg.store.backend import Listed, LocalBackend, open_backend
 from smdbg.store.verify import verify
 from smdbg.store.verify_report import Report
 from smdbg.store.verify_values import verify_values
@@ -345,3 +349,201 @@ def test_a_catalogue_that_says_too_much(tmp_path: Path) -> None:
     assert [(one.object, one.tensors, one.first_step, one.steps) for one in found] == [
         ("workers/00000/zarr.json", ("mostly",), 2, 1)
     ]
+
+
+class Forgetful(LocalBackend):
+    """A store whose listings leave out every third object."""
+
+    def walk(self, prefix: str) -> Iterator[Listed]:
+        """Walk, and leave out."""
+        return (item for n, item in enumerate(super().walk(prefix)) if n % 3 or item.name.count("/") < 4)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_listing_that_leaves_out_what_is_there(run: Path, quick: bool) -> None:
+    """Stores promise less of listings than of reads, so what a listing lacks is asked for before it is called lost."""
+    assert len(list(Forgetful(str(run)).walk(""))) < len(list(LocalBackend(str(run)).walk("")))
+    assert not verify(Forgetful(str(run)), quick=quick).damage
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A completed run of three workers: of each, `w` in every step, `some` in two of five, and `b` apart."""
+    path = tmp_path_factory.mktemp("verify") / "three"
+    hooks = [smdbg.Hook(path, rank=rank, world_size=3) for rank in range(3)]
+    for step in range(STEPS):
+        for hook in hooks:
+            hook.save_tensor("w", np.ones(7) * step)
+            hook.save_tensor("b", np.ones(300_000), "wide")
+            if step % 2:
+                hook.save_tensor("some", np.ones(3))
+            hook.end_step()
+    for hook in hooks:
+        hook.close()
+    return path
+
+
+@pytest.fixture
+def multi(three: Path, tmp_path: Path) -> Path:
+    shutil.copytree(three, tmp_path / "multi")
+    return tmp_path / "multi"
+
+
+def grow_old(path: Path, seconds: float = 120.0) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def summary_of(path: Path, capfd: pytest.CaptureFixture[str], *options: str) -> str:
+    """Return what a person is told at the end."""
+    capfd.readouterr()
+    assert command_line(["verify", str(path), "--format", "table", *options]) == 1
+    return capfd.readouterr().out.splitlines()[-1]
+
+
+def test_a_worker_of_which_nothing_is_there(multi: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(multi / "workers/00001")
+    report = check(multi)
+    assert not report.damage and ["worker 1" in text for text in report.unchecked] == [True]  # it may be about to begin
+    grow_old(multi / "zarr.json")
+    (one,) = check(multi).damage
+    assert (one.object, one.worker) == ("workers/00001/zarr.json", (1, 0)) and "nothing of it is here" in one.what
+    assert check(multi, ranks=(0,)).damage == [] and named(check(multi, ranks=(1,))) == {one.object}
+    assert command_line(["verify", str(multi), "--worker", "1"]) == 1
+    assert command_line(["verify", str(multi), "--worker", "5"]) == 2
+    said = summary_of(multi, capfd)
+    assert "1 of 51 objects" in said and "damaged or missing" in said and "others are lost is not known" in said
+    shutil.rmtree(multi / "workers")
+    assert {f"workers/0000{rank}/zarr.json" for rank in range(3)} <= named(check(multi))
+    assert "how many full values are lost is not known" in summary_of(multi, capfd)
+
+
+def test_a_young_copy_of_an_old_run_is_not_being_begun(multi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(multi / "workers/00001")
+    grow_old(multi / "zarr.json", -600)
+    now = time.time() + 600
+    monkeypatch.setattr(verify_root, "time", SimpleNamespace(time=lambda: now))
+    assert named(check(multi)) == {"workers/00001/zarr.json"}
+
+
+def test_how_many_values_are_lost_is_said_only_where_it_is_known(
+    multi: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = check(multi)
+    assert (kept.values, kept.unknown) == (36, False)
+    (multi / "workers/00000/wide/stats/c/0/0/0").unlink()
+    report = check(multi)
+    assert (report.values, report.lines, report.values_lost, report.unknown) == (36, kept.lines, 0, False)
+    assert "1 of 73 objects" in summary_of(multi, capfd)
+    assert smdbg.open_run(multi).tensor("b").value(1).size == 300_000
+    (multi / "workers/00000/tensors/stats/c/0/0/0").unlink()
+    report = check(multi)
+    assert (report.values, report.unknown) == (34, True)  # of `some`, nothing else tells where it is
+    assert "of the 34 full values that could be counted, 0 cannot be read" in summary_of(multi, capfd)
+    for key in ("steps/c/0/0", "zarr.json"):
+        file = multi / "workers/00002" / key
+        data = file.read_bytes()
+        file.write_bytes(data[:-1])
+        assert check(multi, ranks=(2,)).unknown
+        assert "how many full values are lost is not known" in summary_of(multi, capfd, "--worker", "2")
+        file.write_bytes(data)
+    assert not check(multi, ranks=(2,)).unknown
+
+
+def test_quickly_no_more_is_said_than_is_known(multi: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = multi / "workers/00000/wide/float64/c/1/0"
+    file.write_bytes(file.read_bytes()[:-100])  # of its index alone, without which places can be computed
+    full, quick = check(multi).values_lost, check(multi, quick=True).values_lost
+    assert (full, quick) == (0, 1)
+    assert f"; up to {quick} of 36" in summary_of(multi, capfd, "--quick")
+    assert f"; {full} of 36" in summary_of(multi, capfd)
+
+
+def test_quickly_steps_are_checked(multi: Path) -> None:
+    file = multi / "workers/00000/wide/step/c/0"
+    data = bytearray(file.read_bytes())
+    data[5] ^= 1
+    file.write_bytes(data)
+    assert named(check(multi, quick=True)) == {"workers/00000/wide/step/c/0"}
+
+
+@pytest.mark.parametrize("doing, again", [("copy", "smdbg cp"), ("delete", "smdbg prune"), ("?", "smdbg cp")])
+def test_half_a_copy(multi: Path, doing: str, again: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (multi / "zarr.json").unlink()
+    (multi / "unfinished.json").write_text(json.dumps({"smdbg": 1, "run_id": "a", "doing": doing}))
+    report = check(multi)
+    assert report.damage[0].object == "zarr.json" and f"`{again}` " in report.damage[0].what
+    assert command_line(["verify", str(multi), "--format", "tsv"]) == 1
+    assert capfd.readouterr().err.startswith("This is an unfinished ")
+    shutil.rmtree(multi / "workers")
+    with pytest.raises(NotARun, match=again):
+        check(multi)
+
+
+def test_what_a_running_worker_is_writing(tmp_path: Path) -> None:
+    hook = smdbg.Hook(tmp_path / "run")
+    hook.save_tensor("x", np.ones(3), "c")
+    hook.end_step()
+    hook.flush()
+    partial = tmp_path / f"run/workers/00000/c/.zarr.json.{'0' * 32}.partial"
+    partial.write_text("{")
+    assert [one.what for one in check(tmp_path / "run").orphans] == ["being written"]
+    grow_old(partial, 700)
+    assert [one.what for one in check(tmp_path / "run").orphans] == ["left by a writer that died"]
+    grow_old(partial, 0)
+    hook.close()
+    assert [one.what for one in check(tmp_path / "run").orphans] == ["left by a writer that died"]
+
+
+class Terminal(io.StringIO):
+    """Text that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_in_a_narrow_terminal(multi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (multi / "workers/00000/wide/float64/c/3/0").unlink()
+    (multi / "workers/00001/wide/stats/c/0/0/0").unlink()
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    for name, value in {"TERM": "xterm", "COLUMNS": "60", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert command_line(["verify", str(multi), "--format", "table"]) == 1
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert lines[0].split() == ["damaged", "object", "worker", "steps"] and lines[2].endswith("1  0 – 4")
+    assert max(map(len, lines)) <= 60 and lines[-1].endswith("The rest is good.")
+    words = "2 of 73 objects damaged or missing; 1 of 36 full values cannot".split()
+    assert set(words) <= {word for text in lines for word in text.split()}
+
+
+def test_what_is_refused(multi: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for url in ("", "  "):
+        assert command_line(["verify", url]) == 2 and "RUN is empty" in capfd.readouterr().err
+    for value in ("0", "x"):
+        monkeypatch.setenv("SMDBG_CONCURRENCY", value)
+        assert command_line(["verify", str(multi)]) == 2 and "SMDBG_CONCURRENCY" in capfd.readouterr().err
+    monkeypatch.setenv("SMDBG_CONCURRENCY", "2")
+    assert command_line(["verify", str(multi)]) == 0
+
+
+def test_words_of_a_json_reader_are_not_passed_on(multi: Path) -> None:
+    for key in ("zarr.json", "control/zarr.json", "workers/00000/zarr.json", "workers/00001/wide/step/zarr.json"):
+        (multi / key).write_text('{"a": ')
+    (multi / "control/stop.json").write_bytes(b"\xff")
+    found = check(multi).damage
+    assert len(found) == 5
+    for one in found:
+        assert one.what.startswith("is no JSON"), one
+
+
+def test_places_are_said_as_readers_say_them(multi: Path) -> None:
+    file = multi / "workers/00000/wide/float64/c/1/0"
+    data = bytearray(file.read_bytes())
+    data[-100_000] ^= 1
+    file.write_bytes(data)
+    (one,) = check(multi).damage
+    with pytest.raises(smdbg.errors.DamagedData) as caught:
+        smdbg.open_run(multi).tensor("b").value(1)
+    span = re.search(r"bytes \d+ to \d+", one.what)
+    assert span and span[0] in str(caught.value)

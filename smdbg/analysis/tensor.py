@@ -59,6 +59,12 @@ class Tensor:
         return _shown_shape(self.info.dtype, self.info.shape)
 
     @property
+    def stored_dtype(self) -> str:
+        """The dtype its full values are stored as; narrower than `dtype` where the hook was told to cast them."""
+        names = [slot.dtype for entry in self.run._entries[self.name].values() for slot in entry.slots]
+        return names[-1] if names else self.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the full values that were kept, over all workers."""
         total = 0
@@ -74,6 +80,14 @@ class Tensor:
                 elif sizes:
                     total += kept.size * product(entry.info.shape) * sizes[0]
         return total
+
+    @property
+    def pruned(self) -> float | None:
+        """When values of its collection were last taken out (`smdbg prune`), unix seconds; None if never."""
+        notes = [one.facts.get("pruned") for one in self.run._attempts()]
+        found = [note.get(self.collection) for note in notes if isinstance(note, dict)]
+        times = [about.get("time") for about in found if isinstance(about, dict)]
+        return max((t for t in times if isinstance(t, int | float) and 0 <= t < 1 << 34), default=None)
 
     def workers(self) -> list[int]:
         """Return the ranks that saved it."""
@@ -276,7 +290,9 @@ class Tensor:
         if step in steps:
             kept = self.value_steps(worker=worker)
             where = f"full values are kept at {listing(kept)}" if kept.size else "no full value was kept at any step"
-            return OnlyStatistics(f"{name} has only statistics at step {step}; {where}")
+            told = f". Some values of {self.collection!r} were taken out by `smdbg prune`"
+            gone = "" if self.pruned is None else told
+            return OnlyStatistics(f"{name} has only statistics at step {step}; {where}{gone}")
         last = int(self.run.steps().max(initial=-1))
         if step > last and self.run.status == "running":
             return StepNotYet(f"{name}: step {step} is not written yet; the run is at step {last}")

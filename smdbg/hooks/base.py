@@ -237,6 +237,10 @@ class Hook(Intake):
     @property
     def should_stop(self) -> bool:
         """Tell whether somebody asked this run to stop. The first call starts looking, every 2 s, in a thread."""
+        return self._is_asked_to_stop()
+
+    @quiet(False)
+    def _is_asked_to_stop(self) -> bool:
         if self._off or self._writer is None:
             return False
         if self._stop is None:
@@ -263,19 +267,23 @@ class Hook(Intake):
     def _finish(self, status: str) -> None:
         if self._closed or self._forked:
             return
-        self.end_step()
-        self._closed = True
-        writer, self._writer = self._writer, None
+        deadline = time.monotonic() + CLOSE_SECONDS
+        if self._writer is not None:
+            self._writer.room.end_by(CLOSE_SECONDS / 2)  # whoever waits for room holds what is needed here
+        with self._guard_lock:
+            self.end_step()
+            self._closed = True
+            writer, self._writer = self._writer, None
         if self._stop is not None:
             self._stop.end()
         try:
             if writer is not None:
-                writer.close(status, CLOSE_SECONDS)
+                writer.close(status, max(CLOSE_SECONDS / 2, deadline - time.monotonic()))
             if self._endings is not None:
                 self._endings.release()
+            self._on_close()
         except Exception:
             log.exception("smdbg: the run could not be closed")
-        self._on_close()
 
     def _on_close(self) -> None:
         """Let go of the framework: called once, at the end. Derived hooks remove their handles here."""
@@ -306,13 +314,13 @@ class Hook(Intake):
             return
         end = time.perf_counter_ns()
         duration = end - (now.started if self._last_end is None else self._last_end)
-        groups = now.groups(self._within_budget)
-        self._expect(now)
         dropped = sum(row.dropped for row in now.rows.values())
         # Records wait in memory too, until the store has what came before them.
-        size = RECORD_BYTES * (1 + sum(len(group.items) + len(group.numbers) for group in groups))
+        size = RECORD_BYTES * (1 + sum(len(row.items) + len(row.numbers) for row in now.rows.values()))
         has_room = writer is not None and writer.room.take(size, now.reserved)
         now.for_record = size if has_room else 0
+        groups = now.groups(self._within_budget) if has_room else ()
+        self._expect(now)
         record = StepRecord(
             step=self.step,
             mode=MODES.index(now.mode),
@@ -331,7 +339,8 @@ class Hook(Intake):
         if writer is not None and has_room:
             writer.submit(record)
         elif writer is not None:
-            writer.skip(now.reserved, len(groups) + dropped)
+            saved = sum(bool(row.items or row.numbers) for row in now.rows.values())
+            writer.skip(now.reserved, saved + dropped)
 
 
 def _past_steps(backend: Backend, rank: int) -> NDArray[np.int64]:

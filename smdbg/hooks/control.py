@@ -7,6 +7,7 @@ import threading
 
 from smdbg.errors import SmdbgError
 from smdbg.store.backend import Backend, Missing
+from smdbg.store.keys import LARGEST_NOTE, read_bounded
 
 STOP_KEY = "control/stop.json"
 POLL_SECONDS = 2.0
@@ -34,13 +35,13 @@ class StopWatch:
                 self._look()
             except Missing:
                 pass
-            except (SmdbgError, ValueError):
+            except (SmdbgError, ValueError, KeyError, TypeError, RecursionError):
                 pass  # the store is away, or somebody put nonsense: neither stops a training
             if self._end.wait(POLL_SECONDS):
                 return
 
     def _look(self) -> None:
-        wish = json.loads(self._backend.get(STOP_KEY))
+        wish = json.loads(read_bounded(self._backend, STOP_KEY, LARGEST_NOTE))
         run = json.loads(self._backend.get("zarr.json"))
         if isinstance(wish, dict) and wish.get("run_id") == run["attributes"]["smdbg"]["run_id"]:
             self.reason = str(wish.get("reason", ""))

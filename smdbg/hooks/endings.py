@@ -74,5 +74,8 @@ class Endings:
 
 def describe(error: BaseException) -> str:
     """Return an exception as one short line: its type and the first line of its text."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an error that cannot even say what it is
+        lines = []
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -31,6 +31,9 @@ log = logging.getLogger("smdbg")
 RECORD_BYTES = 1024  # what an item takes in memory beside its elements, about
 SMALL = 1 << 20  # a statistics-only tensor up to this size is copied rather than reduced in the training thread
 BUFFERED = 16 << 10  # bytes; a smaller value is not worth looking up its place in a wide row
+MANY = 1024  # recordings of one scalar in a step, after which room is asked for the next so many
+NUMBER_BYTES = 32  # what a recording takes in memory
+_UNKNOWN: tuple[TensorInfo, tuple[str, ...]] = (TensorInfo("", ""), ())
 UNPLACED = ("str", "bytes")  # dtypes whose width changes from value to value
 
 Place = tuple[int, int, ArraySpec]  # slot, offset, array
@@ -260,27 +263,35 @@ class Intake(Guard):
         dtype = "complex128" if isinstance(value, complex) else "float64"
         info = self._described(info, dtype, ())
         names = self._statistics(row.plan, dtype)
+        held = row.numbers.get(info.name)
+        if held is not None and len(held.values) % MANY == 0 and not self._reserve(now, row, MANY * NUMBER_BYTES):
+            self._drop(row)
+            return
         now.record(row, info, value, names)
         self._numbers[info.name] = info, names
 
     def _add_number(self, name: str, value: float, collection: str) -> bool:
         """Record a float under a known name: the short way for what a training does most. False: take the long one."""
+        if not self._active():  # before the lock, which a fork may have left held for ever
+            return False
         start = time.perf_counter_ns()
         with self._guard_lock:
-            now = self._now
-            row = None if now is None else now.rows.get(collection)
-            if now is None or row is None or not self._active():
-                return False
             try:
+                now = self._now
+                row = None if now is None else now.rows.get(collection)
+                if now is None or row is None:
+                    return False
                 held = row.numbers.get(name)
-                if held is None:
-                    known = self._numbers.get(name)
-                    if known is None or known[0].collection != collection or name in row.items:
+                if held is not None:
+                    if len(held.values) % MANY == 0:
+                        return False
+                    held.values.append(value)
+                else:
+                    info, names = self._numbers.get(name, _UNKNOWN)
+                    if info.collection != collection or info.dtype != "float64" or name in row.items:
                         return False
                     if row.due and not row.dropped:
-                        row.numbers[name] = Number(known[0], [value], known[1])
-                else:
-                    held.values.append(value)
+                        row.numbers[name] = Number(info, [value], names)
             except Exception:  # the long way says what is wrong
                 return False
             now.hook_time += time.perf_counter_ns() - start

@@ -26,6 +26,7 @@ from smdbg.store.format import (
     spec_from_json,
     worker_key,
 )
+from smdbg.store.keys import LARGEST_JSON
 from smdbg.store.shard import crc32c, intact
 
 LONGEST_LOG = 1 << 32  # steps; metadata that says more is not believed
@@ -37,17 +38,25 @@ _SAVED, _RAW = LOG_COLUMNS.index("saved"), LOG_COLUMNS.index("raw")
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A worker's zarr.json: its facts, tensors by name, arrays by path, and how many chunks its log may have."""
+    """A worker's zarr.json: its facts, tensors by name, arrays by path, and the length of its log.
+
+    `rows`: how many the log has room for; once the worker has completed, how many it has.
+    """
 
     facts: Mapping[str, Any]
     entries: dict[str, Entry]
     specs: dict[str, ArraySpec]
-    chunks: int
+    rows: int
 
     @property
     def status(self) -> str:
         """What the worker says of itself: running, completed or 'failed: reason'."""
         return str(self.facts["status"])
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the log may have; its capacity is put before the first row that needs it."""
+        return -(-self.rows // LOG_ROWS)
 
     @property
     def version(self) -> int:
@@ -104,8 +113,10 @@ class Attempt:
         return kept
 
 
-def parse_catalogue(name: str, data: bytes) -> Catalogue:
-    """Read a worker's zarr.json; `name` says where it is. Raises DamagedData."""
+def parse_catalogue(name: str, data: bytes, key: tuple[int, int] | None = None) -> Catalogue:
+    """Read a worker's zarr.json; `name` says where it is, `key` whose it must be. Raises DamagedData."""
+    if len(data) > LARGEST_JSON:
+        raise DamagedData(f"{name}: the worker's zarr.json has {len(data):,} bytes, which is not believed")
     try:
         group: dict[str, Any] = json.loads(data)
         facts = {**group["attributes"]["smdbg"]}
@@ -113,10 +124,12 @@ def parse_catalogue(name: str, data: bytes) -> Catalogue:
         good = stated == crc32c(canonical(facts))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedData(f"{name}: the worker's zarr.json is damaged ({type(error).__name__})") from error
-    if not good:
+    if not good or not _arrays_are_intact(facts, group):
         raise DamagedData(f"{name}: the worker's zarr.json does not match its checksum")
+    if key is not None and (facts.get("rank", key[0]), facts.get("attempt", key[1])) != key:
+        raise DamagedData(f"{name}: the zarr.json of another worker or attempt lies in its place")
     check_worker(name, facts)
-    chunks = _log_chunks(name, group)
+    rows = _log_rows(name, group)
     try:
         children = group["consolidated_metadata"]["metadata"]
         specs = {p: spec_from_json(p, m) for p, m in children.items() if m["node_type"] == "array"}
@@ -130,15 +143,23 @@ def parse_catalogue(name: str, data: bytes) -> Catalogue:
             check_places(entry, specs)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DamagedData(f"{name}: the catalogue is damaged ({error})") from error
-    return Catalogue(facts, entries, specs, chunks)
+    return Catalogue(facts, entries, specs, rows)
 
 
-def _log_chunks(name: str, group: Mapping[str, Any]) -> int:
-    """Return how many chunks the log may have; its capacity is put before the first row that needs it."""
+def _arrays_are_intact(facts: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
+    """Tell whether the metadata of arrays match the checksum that the facts have of them; earlier writers left none."""
+    try:
+        return "arrays" not in facts or facts["arrays"] == crc32c(canonical(group["consolidated_metadata"]["metadata"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _log_rows(name: str, group: Mapping[str, Any]) -> int:
+    """Return how many rows the log may have."""
     try:
         rows = group["consolidated_metadata"]["metadata"][LOG]["shape"][0]
         if 0 <= rows <= LONGEST_LOG:
-            return int(-(-rows // LOG_ROWS))
+            return int(rows)
     except (KeyError, TypeError, IndexError, AttributeError):
         pass
     raise DamagedData(f"{name}: the length of the log is damaged")

@@ -13,7 +13,7 @@ from smdbg.errors import AccessRefused, NotARun, RunExists
 from smdbg.store.backend import Backend, Missing
 from smdbg.store.format import FORMAT, canonical, group_json, log_spec, parse_worker, worker_key
 from smdbg.store.format import array_json as _array_json
-from smdbg.store.worker_group import WorkerFacts, with_checksum, worker_attributes
+from smdbg.store.worker_group import WorkerFacts, sealed_group, with_checksum, worker_attributes
 
 SUBGROUPS = ("workers", "control", "checks")
 
@@ -80,7 +80,7 @@ def _claim(backend: Backend, facts: WorkerFacts) -> bool:
     """Put the worker group, create-only; a put whose answer got lost is recognised by our own id."""
     key = worker_key(facts.rank, facts.attempt) + "/zarr.json"
     children = {"steps": _array_json(log_spec(), 0)}
-    group = group_json({"smdbg": worker_attributes(facts, "running")}, children)
+    group = sealed_group(worker_attributes(facts, "running"), children)
     return backend.create(key, _dump(group)) or _written_by(backend, key) == facts.writer_id
 
 
@@ -90,7 +90,7 @@ def _written_by(backend: Backend, key: str) -> str | None:
         return str(data["attributes"]["smdbg"]["writer_id"])
     except (AccessRefused, Missing):
         return None  # a role that may only put cannot look; the conditional put has spoken
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -13,17 +13,26 @@ from smdbg import stats as statistics
 from smdbg.errors import DamagedData
 from smdbg.store.dtypes import MOST_EMPTY, zarr_dtype
 from smdbg.store.format import (
+    LOG,
     MAX_COLLECTIONS,
     TABLES,
     ArraySpec,
     Entry,
     Place,
+    canonical,
     product,
     valid_collection,
 )
+from smdbg.store.shard import crc32c
 
 LATEST = 253402300800.0  # unix seconds of the year 10000, which no date holds
 MOST_DIMS = 64
+ROOT_KEYS = frozenset(
+    (
+        "format run_id created world_size writers framework versions hyperparameters argv git_commit seed host "
+        "writer_id"
+    ).split()
+)
 _STORED = frozenset((*statistics.STORED, "last"))
 
 
@@ -38,6 +47,22 @@ def check_root(url: str, facts: Mapping[str, Any]) -> None:
         "argv": isinstance(facts.get("argv", []), list) and all(isinstance(a, str) for a in facts.get("argv", [])),
     }
     _refuse_bad(f"{url}: the run's zarr.json", good, facts)
+    if not root_is_intact(facts):
+        raise DamagedData(f"{url}: the run's zarr.json is damaged: it does not match its checksum")
+
+
+def root_is_intact(facts: Mapping[str, Any]) -> bool:
+    """Tell whether a run's facts match their checksum. Those of earlier writers have none.
+
+    Without one there are no keys but theirs: else it is the word crc32c that is damaged.
+    """
+    rest = {key: value for key, value in facts.items() if key != "crc32c"}
+    if "crc32c" not in facts:
+        return rest.keys() <= ROOT_KEYS
+    try:
+        return bool(facts["crc32c"] == crc32c(canonical(rest)))
+    except (ValueError, RecursionError):  # a NaN, which no writer puts there, or lists in lists in lists
+        return False
 
 
 def _refuse_bad(where: str, good: Mapping[str, bool], facts: Mapping[str, Any]) -> None:
@@ -81,6 +106,8 @@ def check_collections(collections: Mapping[str, Any]) -> None:
 def check_spec(spec: ArraySpec) -> None:
     """Raise ValueError for a table that does not hold what its kind says."""
     names, last = spec.statistics, spec.tail[-1] if spec.tail else 0
+    if spec.path != LOG and not (spec.path.count("/") == 1 and all(map(valid_collection, spec.path.split("/")))):
+        raise ValueError(f"an array at {spec.path!r}")  # which would become a path, perhaps out of the run
     if spec.kind in TABLES and spec.dtype != {"stats": "float64", "layout": "int64", "features": "float32"}[spec.kind]:
         raise ValueError(f"{spec.path}: {spec.kind} of data type {spec.dtype}")
     if spec.kind == "layout" and not 2 < last <= 2 + MOST_DIMS:

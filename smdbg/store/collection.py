@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smdbg import stats as statistics
 from smdbg.store.dtypes import cast, decode
-from smdbg.store.format import LAYOUT_DIMS, ArraySpec, Entry, Place, product
+from smdbg.store.format import LAYOUT_DIMS, ArraySpec, Entry, Place, TensorInfo, product
 from smdbg.store.item import Group, Item
 from smdbg.store.places import Places, slot_for
 from smdbg.store.pool import ShardPool
@@ -24,7 +24,6 @@ from smdbg.store.rows import Narrow, Put, RowBuffer, Span, Wide
 
 COUNT_ONLY = ("count",)
 FROM_VALUE = frozenset(statistics.ALWAYS + statistics.EXTRA)  # what the value of a single number tells by itself
-INFOS = 2  # where the TensorInfos stand in a plan's signature
 PLANS = 8  # of rows; training, evaluation and steps with full values have one each
 
 
@@ -48,11 +47,23 @@ class TablePart:
     names: tuple[str, ...]
 
 
+class Signature(NamedTuple):
+    """What the plan of a row follows from, item by item but for the first two."""
+
+    raw: bool
+    scalars: bool
+    infos: list[TensorInfo]
+    statistics: list[tuple[str, ...]]
+    slots: list[int | None]
+    recorded_once: list[bool]
+    without_elements: list[bool]
+
+
 @dataclass(frozen=True)
 class RowPlan:
-    """All that a row needs besides the values; good for every row of items with the same `signature`."""
+    """All that a row needs besides the values; good for every row of items with the same signature."""
 
-    signature: list[Any]
+    signature: Signature
     slots: tuple[int | None, ...]
     values: tuple[ValuePart, ...]
     tables: tuple[TablePart, ...]
@@ -117,7 +128,7 @@ class Collection:
 
     def _count_rows(self) -> None:
         if self._last is not None:
-            for info in self._last.signature[INFOS]:
+            for info in self._last.signature.infos:
                 self._present[info.name] += self._alike
         self._last, self._alike = None, 0
 
@@ -133,7 +144,7 @@ class Collection:
         self, items: Sequence[Item], stored: Sequence[NDArray[Any] | None], dtypes: Sequence[str], group: Group
     ) -> RowPlan:
         # Lists of the same objects compare fast, and steps of a training save the same tensors over and over.
-        signature: list[Any] = [
+        signature = Signature(
             group.raw,
             group.scalars,
             [item.info for item in items],
@@ -141,7 +152,7 @@ class Collection:
             [item.slot for item in items],
             [item.recorded is None for item in items],
             [one is None for one in stored],
-        ]
+        )
         for known in self._plans:
             if known.signature == signature:
                 return known
@@ -155,7 +166,7 @@ class Collection:
         stored: Sequence[NDArray[Any] | None],
         dtypes: Sequence[str],
         group: Group,
-        signature: list[Any],
+        signature: Signature,
     ) -> RowPlan:
         kept = [_kept_statistics(item, group.scalars and group.raw) for item in items]
         self._give_places(items, stored, kept, dtypes)

@@ -22,11 +22,24 @@ import numpy as np
 from smdbg.errors import AccessRefused, BadSelection, DamagedData, NotARun, RunExists, StoreError
 from smdbg.store.backend import Backend, Listed, Missing, Range
 from smdbg.store.format import END_TIME, LOG, LOG_COLUMNS, LOG_ROWS, log_spec
-from smdbg.store.intact import LARGEST_JSON, check_object, largest
-from smdbg.store.keys import ROOT, STOP, UNFINISHED, Key, is_partial, note_text, parse_key, read_note
+from smdbg.store.intact import check_object, largest, lists
+from smdbg.store.keys import (
+    LARGEST_JSON,
+    LARGEST_ROOT,
+    ROOT,
+    STOP,
+    UNFINISHED,
+    Key,
+    is_partial,
+    note_text,
+    parse_key,
+    read_note,
+    refuse_links,
+)
 from smdbg.store.reader import LOST_SECONDS, Attempt, StoredRun
 from smdbg.store.room import Room
 from smdbg.store.shard import CRC
+from smdbg.store.verify import verify
 
 IN_MEMORY = 256 << 20  # bytes of objects that are on their way at once
 TRIES = 10  # to read a growing log and its catalogue as of one moment
@@ -80,15 +93,16 @@ def copy_run(
 ) -> Copied:
     """Copy a run to an empty place, or go on with a copy of it that was interrupted.
 
-    `incomplete`: also copy a run that is still being written, as it stands: what its logs list by now. Every object's
-    checksum is verified on the way. Raises RunExists where the target holds another run or another state of this one,
-    NotARun where it holds something else, BadSelection for a run that is being written, DamagedData for a damaged
-    object, and what opening the source raises.
+    `incomplete`: also copy a run that is still being written, as it stands: what its logs list by now. The source is
+    first checked for what is missing or cut short, then every object's checksum on the way. Raises RunExists where the
+    target holds another run or another state of this one, NotARun where it holds something else, BadSelection for a run
+    that is being written, DamagedData for a damaged or missing object, and what opening the source raises.
     """
     stored = StoredRun(source, "all")
     refuse_damaged(stored)
     if not incomplete and is_live(stored):
         raise BadSelection(f"{source.url} is still being written: wait for its end, or copy with --allow-incomplete")
+    _refuse_losses(source)
     stored, committed = _committed(source, stored)
     root, run_id = source.get(ROOT), str(stored.root.get("run_id", ""))
     items, left_out = _items(source, stored, committed)
@@ -114,6 +128,17 @@ def copy_run(
 
 def _is_late(key: Key) -> bool:
     return not key.index and not key.array
+
+
+def _refuse_losses(source: Backend) -> None:
+    """Raise DamagedData if something that the source should hold is not there: nothing would tell of it in the copy."""
+    report = verify(source, quick=True)
+    for first in report.damage[:1]:
+        rest = "" if report.damage_count == 1 else f" It is the first of {report.damage_count:,} findings."
+        raise DamagedData(
+            f"{source.url} is damaged, and not copied: {first.object} {first.what}.{rest} `smdbg verify {source.url}` "
+            "says what is lost by it"
+        )
 
 
 # --- what there is to copy ---
@@ -159,7 +184,8 @@ def _items(source: Backend, stored: StoredRun, committed: Mapping[str, bytes]) -
             left_out += key is None and listed.name != UNFINISHED and not is_partial(listed.name)
             continue
         one = attempts[key.worker] if key.worker else None
-        most = largest(one.specs[key.array]) if one and key.index else LARGEST_JSON
+        small = LARGEST_JSON if key.worker and _is_late(key) else LARGEST_ROOT
+        most = largest(one.specs[key.array]) if one and key.index else small
         if listed.size > most:
             raise DamagedData(f"{source.url}/{key.text} has {listed.size} bytes, which no object of its kind has")
         items.append(_Item(key, listed, one, committed.get(key.text)))
@@ -170,7 +196,7 @@ def _items(source: Backend, stored: StoredRun, committed: Mapping[str, bytes]) -
 
 
 def _belongs(key: Key, attempts: Mapping[tuple[int, int], Attempt], committed: Mapping[str, bytes]) -> bool:
-    """Tell whether a key is of an array or group that the run knows; of the log, only what was read."""
+    """Tell whether a key is of metadata that the run knows, or of data that the log lists; of it, what was read."""
     if key.worker is None:
         return True
     one = attempts.get(key.worker)
@@ -180,7 +206,7 @@ def _belongs(key: Key, attempts: Mapping[tuple[int, int], Attempt], committed: M
         return not key.index or key.text in committed
     if not key.index:
         return key.array in ("", *one.bits) or key.array in one.specs
-    return key.array in one.specs and len(key.index) == max(1, len(one.specs[key.array].tail) + 1)
+    return lists(one, key)
 
 
 # --- the target ---
@@ -192,6 +218,7 @@ def _exists(target: Backend) -> RunExists:
 
 def _claim(target: Backend, run_id: str, root: bytes) -> bool:
     """Make the target ours; True when it holds this run whole. Raises RunExists and NotARun."""
+    refuse_links(target)
     note = read_note(target)
     if note is not None and note.get("doing") == "delete":
         raise RunExists(f"{target.url}: a run there is being deleted: `smdbg prune` ends that; or copy elsewhere")

@@ -17,7 +17,7 @@ from typing import Any
 from smdbg.errors import DamagedData, NewerFormat, NotARun, RunNotFound, StoreError
 from smdbg.store.backend import Backend, LocalBackend, open_backend
 from smdbg.store.copy import is_live
-from smdbg.store.keys import ROOT, UNFINISHED, is_partial, note_text, parse_key, read_note
+from smdbg.store.keys import ROOT, UNFINISHED, is_partial, note_text, parse_key, read_note, refuse_links
 from smdbg.store.reader import LOST_SECONDS, StoredRun
 
 RUNNING = "running"
@@ -75,7 +75,9 @@ def _found(backend: Backend) -> Found | None:
     except DamagedData:
         run_id, status = told, "damaged"
     objects = [item for item in backend.walk("") if parse_key(item.name) or item.name == UNFINISHED]
-    changed = max((item.modified for item in objects if not item.name.startswith("checks/")), default=0.0)
+    # A deletion that was interrupted as it began has not made the run young: it must go on.
+    aside = ("checks/", UNFINISHED) if (note or {}).get("doing") == "delete" else ("checks/",)
+    changed = max((item.modified for item in objects if not item.name.startswith(aside)), default=0.0)
     if status == "damaged" and time.time() - changed <= LOST_SECONDS:
         status = RUNNING  # it cannot be told; whoever writes has put something in the last minute
     return Found(backend.url, run_id, status, changed, len(objects), sum(item.size for item in objects))
@@ -85,6 +87,7 @@ def delete_run(backend: Backend, found: Found) -> None:
     """Delete a run, or what is left of one. Raises StoreError; running it again goes on."""
     if found.status == RUNNING:
         raise StoreError(f"{backend.url} is still being written: it is not deleted")
+    refuse_links(backend)
     if found.status != LEFT_BEHIND:
         backend.put(UNFINISHED, note_text(found.run_id, "delete"))
     backend.remove([ROOT])

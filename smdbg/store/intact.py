@@ -1,4 +1,4 @@
-"""Is one object of a run whole, and what the format says lies there? Asked of objects on their way, one at a time."""
+"""Is one object of a run listed, whole, and what the format says lies there? Asked of objects one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from smdbg.store.keys import Key
 from smdbg.store.reader import Attempt
 from smdbg.store.shard import CRC, intact
 
-LARGEST_JSON = 1 << 30
 _MISSING = np.uint64(2**64 - 1)
 
 
@@ -22,6 +21,17 @@ def largest(spec: ArraySpec) -> int:
     """Return how many bytes an object of an array can have; compression may add a little to what it does not shrink."""
     chunks = product(spec.grid)
     return chunks * (spec.chunk_bytes + spec.chunk_bytes // 64 + 1024 + CRC + 16) + CRC
+
+
+def lists(one: Attempt, key: Key) -> bool:
+    """Tell whether the log lists anything that lies in this chunk of a collection's array."""
+    spec = one.specs.get(key.array)
+    if spec is None or key.collection not in one.bits or len(key.index) != max(1, len(spec.tail) + 1):
+        return False
+    rows = one.rows_of(key.collection)[key.index[0] * spec.shard[0] : (key.index[0] + 1) * spec.shard[0]]
+    if spec.kind != "values":
+        return rows.size > 0 and not any(key.index[1:])
+    return key.index[1] < spec.shards_across and bool(one.raw_at(key.collection, rows).any())
 
 
 def shard_places(spec: ArraySpec, data: bytes) -> NDArray[np.uint64] | None:

@@ -70,6 +70,8 @@ class Group:
 def _number_item(number: Number) -> Item:
     info, values = number.info, number.values
     mean = values[0] if len(values) == 1 else sum(values) / len(values)
+    if not np.isfinite(mean) and np.isfinite(values).all():  # the sum went beyond the largest number
+        mean = sum(value / len(values) for value in values)
     dtype = "complex128" if isinstance(mean, complex) else "float64"
     if info.dtype != dtype or info.shape != ():
         info = replace(info, dtype=dtype, shape=())

@@ -7,17 +7,22 @@ fits no pattern here, and so never becomes a path.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from smdbg.store.backend import Backend, Missing
+from smdbg.errors import StoreError
+from smdbg.store.backend import Backend, LocalBackend, Missing, Range
 from smdbg.store.format import LOG, parse_worker, valid_collection
 
 ROOT = "zarr.json"
 UNFINISHED = "unfinished.json"  # lies where a run is being copied to or deleted; no reader looks at it
 STOP = "control/stop.json"
 LARGEST_NOTE = 64 << 10
+# Bytes of JSON; parsing takes many times as much memory. A worker's zarr.json holds its catalogue.
+LARGEST_ROOT, LARGEST_JSON = 16 << 20, 256 << 20
 
 _ARRAY = re.compile(r"(?:stats|layout|features|step|bool|u?int\d{1,2}|float\d{2}|complex\d{2,3})(?:-\d{1,6})?\Z")
 _INDEX = re.compile(r"(?:0|[1-9]\d{0,15})\Z", re.ASCII)
@@ -81,14 +86,34 @@ def _in_worker(text: str, worker: tuple[int, int], parts: list[str]) -> Key | No
     return None
 
 
+def read_bounded(backend: Backend, key: str, most: int) -> bytes:
+    """Return an object of at most `most` bytes. Raises Missing; ValueError for a larger one, which is not read."""
+    [data] = backend.ranges([Range(key, 0, most + 1)])
+    if data is None:
+        raise Missing(key)
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
+
+
+def refuse_links(backend: Backend) -> None:
+    """Raise StoreError where a folder of a local run is a link: what is put or deleted there would lie elsewhere."""
+    if not isinstance(backend, LocalBackend):
+        return
+    root = Path(backend.url).expanduser()
+    for top in ("workers", "control", "checks"):
+        for folder, names, _ in os.walk(root / top):
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                if os.path.islink(path):
+                    raise StoreError(f"{path} is a link to another folder: nothing is put or deleted there")
+
+
 def read_note(backend: Backend) -> dict[str, Any] | None:
     """Return what `unfinished.json` says, None when there is none; {} for one that cannot be read."""
     try:
-        data = backend.get(UNFINISHED)
+        note = json.loads(read_bounded(backend, UNFINISHED, LARGEST_NOTE))
     except Missing:
         return None
-    try:
-        note = json.loads(data) if len(data) <= LARGEST_NOTE else {}
     except (ValueError, RecursionError):
         note = {}
     return note if isinstance(note, dict) else {}

@@ -4,6 +4,9 @@ First the worker's zarr.json and then the log say what is no longer there; data 
 moment, and whatever is interrupted leaves data behind that nobody refers to. What is still to be deleted is noted in
 the worker's facts (`pruned`, with `pending`), so that running it again, whatever is asked for, finishes it.
 
+No object is ever put again with other values: a reader that was opened before would take them for the true ones. So
+what shares an object with steps that are kept stays where it is, and only the log no longer lists it.
+
 A collection that is taken out keeps its bits in the log: a reader that holds the former catalogue then still counts
 rows rightly, and misses objects at worst. Bits that no collection has mean nothing.
 """
@@ -12,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +26,16 @@ from numpy.typing import NDArray
 from smdbg.errors import BadSelection, DamagedData, near
 from smdbg.select import StepList, StepRange
 from smdbg.store.backend import Backend, Listed, Missing
-from smdbg.store.compress import compress, decompress
 from smdbg.store.copy import is_live, refuse_damaged
-from smdbg.store.format import LOG_COLUMNS, LOG_ROWS, ArraySpec, log_spec, product
-from smdbg.store.intact import check_object, shard_places
-from smdbg.store.keys import Key, parse_key
+from smdbg.store.format import LOG_COLUMNS, LOG_ROWS, canonical, log_spec
+from smdbg.store.intact import check_object
+from smdbg.store.keys import Key, parse_key, refuse_links
 from smdbg.store.reader import Attempt, StoredRun
 from smdbg.store.shard import CRC, crc32c, with_crc
 from smdbg.store.worker_group import with_checksum
 
 LOST = "failed: lost"  # status of a worker that never ended: putting its log again must not look like a sign of life
 _RAW = LOG_COLUMNS.index("raw")
-_MISSING = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,15 @@ class Choice:
 class Pruned:
     """What goes, or went, of one collection over all workers.
 
-    `steps` that lose something, `objects` deleted, `rewritten` ones that hold kept steps too, `size` in bytes freed: of
-    rewritten objects of compressed arrays it is known only afterwards. `what` is 'values', 'all' or 'left behind'.
+    `steps` that lose something, `objects` deleted, `size` of these in bytes, `shared` objects that stay since they hold
+    values of kept steps too. `what` is 'values', 'all' or 'left behind'.
     """
 
     collection: str
     what: str
     steps: int
     objects: int
-    rewritten: int
-    size: int
-
-
-@dataclass
-class _Rewrite:
-    key: Key
-    spec: ArraySpec
-    alive: NDArray[np.bool_]  # [rows of the shard]
+    shared: int
     size: int
 
 
@@ -84,7 +78,7 @@ class _Work:
     dropped: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # collection -> steps that lose values now
     whole: tuple[str, ...] = ()
     gone: dict[str, list[Listed]] = field(default_factory=dict)
-    rewrite: dict[str, list[_Rewrite]] = field(default_factory=dict)
+    shared: Counter[str] = field(default_factory=Counter)  # collection -> objects that kept steps have a part in
 
 
 class Prune:
@@ -112,10 +106,11 @@ class Prune:
 
     def planned(self) -> list[Pruned]:
         """Return what would go, a line a collection."""
-        return self._lines({key.key.text: _shrunk(key) for work in self._work for key in _rewrites(work)})
+        return self._lines()
 
     def carry_out(self) -> list[Pruned]:
         """Do it, and return what went. Raises StoreError and DamagedData; running it again goes on."""
+        refuse_links(self._backend)
         now = time.time()
         for work in self._work:
             if work.group:
@@ -123,16 +118,13 @@ class Prune:
         for work in self._work:
             for key, raw in work.log.items():
                 self._put_log(work.one, key, raw)
-        freed: dict[str, int] = {}
         for work in self._work:
-            for one in _rewrites(work):
-                freed[one.key.text] = self._rewrite(work, one)
             # Metadata last: while there is data, there is something that tells plain Zarr readers what it is.
             names = [item.name for items in work.gone.values() for item in items]
             self._backend.remove(sorted(names, key=lambda name: name.endswith("/zarr.json")))
             if work.group:
                 self._put_group(work, now, pending=False)
-        return self._lines(freed)
+        return self._lines()
 
     def _put_group(self, work: _Work, now: float, pending: bool) -> None:
         """Put a worker's zarr.json without what was taken out, and with a note of it."""
@@ -152,6 +144,8 @@ class Prune:
         if facts["status"] == "running":
             facts["status"] = LOST
         kept = {path: meta for path, meta in children.items() if path.split("/", 1)[0] not in work.whole}
+        if "arrays" in facts:
+            facts["arrays"] = crc32c(canonical(kept))
         group["attributes"] = {**group["attributes"], "smdbg": with_checksum(facts)}
         group["consolidated_metadata"] = {**group["consolidated_metadata"], "metadata": kept}
         self._backend.put(key, json.dumps(group, separators=(",", ":"), allow_nan=False).encode())
@@ -171,35 +165,21 @@ class Prune:
         check_object(self._backend.url, key, data, one)
         return data
 
-    def _rewrite(self, work: _Work, one: _Rewrite) -> int:
-        """Put a shard again with fill values in the rows that went; return the bytes that saves."""
-        data = self._get(one.key, work.one)
-        new = emptied(one.spec, data, one.alive)
-        if new != data:
-            self._backend.put(one.key.text, new)
-        return len(data) - len(new)
-
-    def _lines(self, freed: Mapping[str, int]) -> list[Pruned]:
+    def _lines(self) -> list[Pruned]:
         out: list[Pruned] = []
-        names = dict.fromkeys(n for w in self._work for n in (*w.whole, *w.dropped, *w.gone, *w.rewrite))
+        names = dict.fromkeys(n for w in self._work for n in (*w.whole, *w.dropped, *w.gone))
         for name in names:
             gone = [item for work in self._work for item in work.gone.get(name, ())]
-            again = [one for work in self._work for one in work.rewrite.get(name, ())]
+            shared = sum(work.shared[name] for work in self._work)
             steps = _union(work.dropped[name] for work in self._work if name in work.dropped)
             whole = any(name in work.whole for work in self._work)
             what = "all" if whole else "values" if steps.size else "left behind"
-            size = sum(item.size for item in gone) + sum(freed.get(one.key.text, 0) for one in again)
-            out.append(Pruned(name, what, steps.size, len(gone), len(again), size))
+            out.append(Pruned(name, what, steps.size, len(gone), shared, sum(item.size for item in gone)))
         return out
 
 
 def _union(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
-
-
-def _rewrites(work: _Work) -> Iterator[_Rewrite]:
-    for items in work.rewrite.values():
-        yield from items
 
 
 # --- what was asked for ---
@@ -271,6 +251,7 @@ def _plan(
         work.log = _changed_chunks(one, log)
     work.group = bool(work.whole or work.dropped or pending)
     alive = {name: (log[one.rows_of(name), _RAW] >> bit) & 1 == 1 for name, bit in one.bits.items()}
+    before = {name: one.raw_at(name, one.rows_of(name)) for name in one.bits}
     touched = {*work.whole, *work.dropped, *pending}
     for key, item in objects:
         if key.collection not in touched:
@@ -279,14 +260,12 @@ def _plan(
         if key.collection not in one.bits or key.collection in work.whole:
             work.gone.setdefault(key.collection, []).append(item)
         elif spec is not None and spec.kind == "values" and key.index:
-            first = key.index[0] * spec.shard[0]
-            rows = np.zeros(spec.shard[0], bool)
-            held = alive[key.collection][first : first + spec.shard[0]]
-            rows[: len(held)] = held
-            if not rows.any():
+            rows = slice(key.index[0] * spec.shard[0], (key.index[0] + 1) * spec.shard[0])
+            kept = alive[key.collection][rows]
+            if not kept.any():
                 work.gone.setdefault(key.collection, []).append(item)
-            elif not held.all():
-                work.rewrite.setdefault(key.collection, []).append(_Rewrite(key, spec, rows, item.size))
+            elif (before[key.collection][rows] & ~kept).any():
+                work.shared[key.collection] += 1
     return work
 
 
@@ -297,43 +276,3 @@ def _changed_chunks(one: Attempt, log: NDArray[np.int64]) -> dict[str, NDArray[n
         if not np.array_equal(raw, one.log[start : start + LOG_ROWS, _RAW]):
             out[f"{one.base}/{log_spec().key(start)}"] = raw
     return out
-
-
-# --- shards of several rows ---
-
-
-def _kept_chunks(spec: ArraySpec, alive: NDArray[np.bool_]) -> int:
-    """Return how many chunks of a shard are needed up to its last row that is alive."""
-    return (int(np.flatnonzero(alive)[-1]) // spec.chunk[0] + 1) * spec.chunks_per_row
-
-
-def _shrunk(one: _Rewrite) -> int:
-    """Return how many bytes a shard loses by being cut behind its last row, as far as is known without reading it."""
-    if one.spec.compression:
-        return 0
-    kept = _kept_chunks(one.spec, one.alive) * (one.spec.chunk_bytes + CRC)
-    return max(0, one.size - kept - 16 * product(one.spec.grid) - CRC)
-
-
-def emptied(spec: ArraySpec, data: bytes, alive: NDArray[np.bool_]) -> bytes:
-    """Return a shard with fill values in all rows but those that are `alive`, cut behind the last of these."""
-    places = shard_places(spec, data)
-    assert places is not None  # the caller has checked it
-    body, index = bytearray(), np.full((product(spec.grid), 2), _MISSING, "<u8")
-    height, item = spec.chunk[0], spec.itemsize
-    nothing = complex(np.nan, np.nan) if spec.dtype.startswith("complex") else np.nan
-    fill = np.full(spec.chunk, nothing if spec.dtype.startswith(("float", "complex")) else 0, spec.dtype).view(np.uint8)
-    for chunk, (start, length) in enumerate(places[: _kept_chunks(spec, alive)].tolist()):
-        row = chunk // spec.chunks_per_row * height
-        here = alive[row : row + height]
-        stored = data[start : start + length]
-        if not here.all():
-            plain = decompress(spec.compression, stored[:-CRC], spec.chunk_bytes) if spec.compression else stored[:-CRC]
-            rows = np.where(here[:, None], np.frombuffer(plain, np.uint8).reshape(height, -1), fill.reshape(height, -1))
-            new = rows.tobytes()
-            new = compress(spec.compression, item, new) if spec.compression else new
-            stored = new + crc32c(new).to_bytes(CRC, "little")
-        index[chunk] = len(body), len(stored)
-        body += stored
-    raw = index.tobytes()
-    return bytes(body) + raw + crc32c(raw).to_bytes(CRC, "little")

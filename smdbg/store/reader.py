@@ -27,6 +27,7 @@ from smdbg.store.format import (
     parse_worker,
     worker_key,
 )
+from smdbg.store.keys import LARGEST_ROOT, ROOT, read_bounded
 from smdbg.store.values import Values
 
 __all__ = ["Attempt", "StoredRun"]
@@ -145,10 +146,21 @@ class StoredRun(Values):
         _ask(self.backend, [ask for worker in following for ask in worker.first_asks()], self.damaged)
         for worker in following:
             self._look_for_life(worker)
-        if was_damaged or self._time_to_look(newest.values()):
+        pruned = self._forget_changed([w for w in self._workers.values() if w not in following])
+        if was_damaged or pruned or self._time_to_look(newest.values()):
             self._look()
         self.attempts = [self._workers[key].view() for key in sorted(self._workers) if not self._hidden(key)]
         self._supersede()
+
+    def _forget_changed(self, ended: Sequence[_Worker]) -> bool:
+        """Forget ended workers whose group has changed, by pruning; they are then read anew. True if there is one."""
+        found = self.backend.newer([(f"{worker.base}/zarr.json", worker.group_tag) for worker in ended])
+        changed = [w for w, now in zip(ended, found, strict=True) if now is None or not now.same]
+        for worker in changed:
+            del self._workers[worker.key]
+            for key in [key for key in self._cache if key[0] == worker.base]:
+                del self._cache[key]
+        return bool(changed)
 
     def _time_to_look(self, newest: Iterable[_Worker]) -> bool:
         """Tell whether there may be workers, or attempts, that are not known: some is missing, has ended or is lost."""
@@ -240,7 +252,7 @@ def _lively(worker: _Worker) -> bool:
 
 def _read_root(backend: Backend) -> dict[str, Any]:
     try:
-        data = json.loads(backend.get("zarr.json"))
+        data = json.loads(read_bounded(backend, ROOT, LARGEST_ROOT))
         facts = data["attributes"]["smdbg"]
         version = facts["format"]
     except Missing:
@@ -265,13 +277,18 @@ def _open_workers(backend: Backend, keys: Sequence[Key], damaged: dict[Key, str]
             continue
         name = f"{backend.url}/{worker_key(*key)}"
         try:
-            worker = _Worker(key, name, parse_catalogue(name, found.data), found.tag, seen=found.modified)
+            worker = _Worker(key, name, parse_catalogue(name, found.data, key), found.tag, seen=found.modified)
             if worker.catalogue.chunks > FEW_CHUNKS:
                 _check_log_is_there(backend, worker)
             opened.append(worker)
         except DamagedData as error:
             damaged[key] = str(error)
     _ask(backend, [_Ask(worker, i) for worker in opened for i in range(worker.catalogue.chunks)], damaged)
+    for worker in opened:  # what was read was put before the group that says it has completed
+        rows = sum(map(len, worker.parts))
+        if worker.key not in damaged and worker.catalogue.status == "completed" and rows != worker.catalogue.rows:
+            told = f"lists {rows:,} steps, and the worker's zarr.json {worker.catalogue.rows:,}"
+            damaged[worker.key] = f"{worker.url}/steps: {told}"
     return [worker for worker in opened if worker.key not in damaged]
 
 
@@ -336,7 +353,7 @@ def _take_group(worker: _Worker, answer: Fetched | None) -> list[_Ask]:
     further = []
     if not answer.same:
         was_running = worker.running
-        worker.catalogue = parse_catalogue(worker.url, answer.data)
+        worker.catalogue = parse_catalogue(worker.url, answer.data, worker.key)
         worker.group_tag, worker.attempt = answer.tag, None
         # The log was read before the group, so its last rows may have come in between.
         if was_running and not worker.running and worker.mark != ENDED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 ROOM_SECONDS = 10.0  # how long the training thread waits for room before policy `drop` drops
 
@@ -18,6 +19,7 @@ class Room:
         self._used = 0
         self._gave_up = False
         self._closed = False
+        self._last: float | None = None  # when the last wait ends
         self._changed = threading.Condition()
 
     def take(self, size: int, held: int = 0) -> bool:
@@ -31,14 +33,28 @@ class Room:
                 return False
             fits = self._used + size <= self.bound
             if not fits and not self._gave_up:
-                wait = None if self._block else ROOM_SECONDS
-                fits = self._changed.wait_for(lambda: self._closed or self._used + size <= self.bound, wait)
-                fits = fits and not self._closed
+                fits = self._wait_for(size)
                 self._gave_up = not fits
             if fits:
                 self._used += size
                 self.peak = max(self.peak, self._used)
             return fits
+
+    def _wait_for(self, size: int) -> bool:
+        until = None if self._block else time.monotonic() + ROOM_SECONDS
+        while self._used + size > self.bound:
+            ends = [end for end in (until, self._last) if end is not None]
+            left = min(ends) - time.monotonic() if ends else None
+            if self._closed or (left is not None and left <= 0):
+                return False
+            self._changed.wait(left)
+        return not self._closed
+
+    def end_by(self, seconds: float) -> None:
+        """Let nobody wait for longer than `seconds` from now on, under any policy: the training is ending."""
+        with self._changed:
+            self._last = time.monotonic() + seconds
+            self._changed.notify_all()
 
     def take_now(self, size: int) -> bool:
         """Reserve `size` bytes if they are free this moment."""

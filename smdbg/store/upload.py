@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from smdbg.errors import StoreError
-from smdbg.store.backend import Backend, Data
+from smdbg.store.backend import Backend, Data, Missing
 from smdbg.store.remote_errors import Unanswered
 
 log = logging.getLogger("smdbg")
@@ -92,7 +92,7 @@ class Uploader:
             begun, successes = time.monotonic(), self._successes
             try:
                 self._backend.put(key, data)
-            except StoreError as error:
+            except (StoreError, Missing) as error:  # missing: a folder above it went away, say
                 self._failed(error, begun)
                 unsure = unsure or isinstance(error, Unanswered)
                 if self._pause(pause, successes):
@@ -117,7 +117,7 @@ class Uploader:
         # If it is this one object that is refused while others get through, the others must not drive us to haste.
         return self.give_up.wait(FIRST_PAUSE if soon else 0.0)
 
-    def _failed(self, error: StoreError, begun: float) -> None:
+    def _failed(self, error: Exception, begun: float) -> None:
         with self._changed:
             now = time.monotonic()
             self._failing_since = begun if self._failing_since is None else self._failing_since

@@ -11,25 +11,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from smdbg.errors import DamagedData, NewerFormat, NotARun, RunNotFound
+from smdbg.errors import DamagedData
 from smdbg.store.attempt import Attempt, Catalogue, parse_catalogue
 from smdbg.store.backend import Backend, Listed, Missing
-from smdbg.store.format import FORMAT, LOG, LOG_ROWS, parse_worker, worker_key
-from smdbg.store.keys import ROOT, STOP, UNFINISHED, parse_key
+from smdbg.store.format import LOG, LOG_ROWS, log_spec, parse_worker, worker_key
+from smdbg.store.keys import LARGEST_ROOT, ROOT, STOP, UNFINISHED, parse_key
 from smdbg.store.reader import LOST_SECONDS
+from smdbg.store.shard import CRC
 from smdbg.store.verify_collection import Check
 from smdbg.store.verify_json import (
     BROKEN,
     DIFFERS,
-    LARGEST_JSON,
     child_problem,
     plain_group_problem,
-    root_problem,
     sensible,
+    unread,
     worker_problem,
 )
 from smdbg.store.verify_log import check_coordinate, check_log, read_log
-from smdbg.store.verify_report import Damage, Orphan, Report, Worker, WorkerState
+from smdbg.store.verify_report import SILENT_SECONDS, Damage, Orphan, Report, Worker, WorkerState
+from smdbg.store.verify_root import check_contiguous, check_root, check_writers
+from smdbg.store.verify_shards import unlisted
 
 Progress = Callable[[str], None]
 PLAIN = ("workers", "control", "checks")
@@ -46,52 +48,19 @@ def verify(
     """
     report = Report(backend.url)
     workers = sorted(k for i in backend.list("workers") if i.folder and (k := parse_worker(i.name)) is not None)
-    _check_root(backend, report, bool(workers))
-    _check_contiguous(workers, report)
+    facts = check_root(backend, report, bool(workers))
+    check_contiguous(workers, report)
     for key in workers:
         if not ranks or key[0] in ranks:
             if progress:
                 progress(f"worker {key[0]}" + (f", attempt {key[1]}" if key[1] else ""))
             _Worker(backend, key, report, quick).run()
+    check_writers(backend, facts, workers, ranks, report)
     _check_rest(backend, report)
     return report
 
 
 # --- what belongs to the run ---
-
-
-def _check_root(backend: Backend, report: Report, has_workers: bool) -> None:
-    try:
-        data = backend.get(ROOT)
-    except Missing:
-        if has_workers:
-            report.broken(Damage(ROOT, "is missing: without it no reader takes this for a run"))
-            return
-        if backend.list(""):
-            raise NotARun(f"{backend.url} is not a run: there is no zarr.json in it. `smdbg runs` lists runs") from None
-        raise RunNotFound(f"{backend.url}: there is no run: check the URL, or list runs with `smdbg runs`") from None
-    try:
-        facts = json.loads(data)["attributes"]["smdbg"]
-        report.run_id = str(facts["run_id"])
-        version = facts["format"]
-    except BROKEN:
-        version = None
-        if not has_workers:
-            raise NotARun(f"{backend.url} is not a run: its zarr.json was not written by smdbg") from None
-    problem = root_problem(data)
-    if isinstance(version, int) and version > FORMAT and not problem:
-        raise NewerFormat(f"{backend.url} has format {version!r}; this smdbg reads up to {FORMAT}: upgrade it")
-    if problem:
-        report.broken(Damage(ROOT, problem))
-
-
-def _check_contiguous(workers: list[Worker], report: Report) -> None:
-    """Note attempts that are not there although a later one is: each was made after it had seen the one before."""
-    known = set(workers)
-    for rank, attempt in workers:
-        if attempt and (rank, attempt - 1) not in known:
-            key = f"{worker_key(rank, attempt - 1)}/zarr.json"
-            report.broken(Damage(key, "is missing, although a later attempt is there", (rank, attempt - 1)))
 
 
 def _check_rest(backend: Backend, report: Report) -> None:
@@ -106,7 +75,7 @@ def _check_rest(backend: Backend, report: Report) -> None:
         key = parse_key(item.name)
         if key is None or key.worker is not None:
             _orphan(report, item, None)
-        elif item.size > LARGEST_JSON:
+        elif item.size > LARGEST_ROOT:
             report.broken(Damage(item.name, f"has {item.size:,} bytes"))
         else:
             _check_small(backend, report, item.name)
@@ -142,7 +111,7 @@ def _check_small(backend: Backend, report: Report, name: str) -> None:
             if name == STOP and report.run_id and found["run_id"] != report.run_id:
                 problem = "it names another run"
         except BROKEN as error:
-            problem = f"it cannot be read ({type(error).__name__})"
+            problem = unread(error)
     if problem:
         report.broken(Damage(name, problem))
 
@@ -150,7 +119,10 @@ def _check_small(backend: Backend, report: Report, name: str) -> None:
 def _orphan(report: Report, item: Listed, worker: Worker | None, what: str = "") -> None:
     partial = _PARTIAL.match(item.name)
     if partial and parse_key(f"{partial[1] or ''}{partial[2]}") is not None:
-        report.left(Orphan(item.name, "left by a writer that died", item.size, item.modified, worker))
+        running = worker is not None and report.workers[worker].status == "running"
+        young = running and time.time() - item.modified < SILENT_SECONDS
+        what = "being written" if young else "left by a writer that died"
+        report.left(Orphan(item.name, what, item.size, item.modified, worker))
     elif what:
         report.left(Orphan(item.name, what, item.size, item.modified, worker))
     elif item.name == UNFINISHED:
@@ -177,6 +149,10 @@ class _Worker:
             for item in self.backend.walk(f"{self.base}/{LOG}/c")
             if (key := parse_key(item.name)) is not None and len(key.index) == 2 and key.index[1] == 0
         }
+        number = 0
+        while number in log_chunks or unlisted(self.backend, [f"{self.base}/{LOG}/c/{number}/0"]):
+            log_chunks.setdefault(number, log_spec().chunk_bytes + CRC)
+            number += 1
         scratch = Report("")
         log, whole = read_log(self.backend, self.key, self.base, log_chunks, 0, scratch)
         catalogue, children = self._catalogue()
@@ -185,6 +161,7 @@ class _Worker:
         self.report.objects += len(items)
         self.report.bytes += sum(item.size for item in items)
         if catalogue is None:
+            self.report.unknown = True
             for damage in scratch.damage:
                 self.report.broken(damage)
             return
@@ -205,6 +182,7 @@ class _Worker:
         one = Attempt(*self.key, catalogue.facts, catalogue.entries, catalogue.specs, log)
         check_log(one, self.key, self.report)
         self.state.readable = whole
+        self.report.unknown |= not whole
         there, jsons, strange = _sorted_out(items)
         used = self._collections(one, there, trimmed)
         self._children(one, children, jsons, trimmed)
@@ -217,12 +195,14 @@ class _Worker:
         name = f"{self.base}/zarr.json"
         try:
             data = self.backend.get(name)
-            catalogue = parse_catalogue(f"{self.backend.url}/{self.base}", data)
+            catalogue = parse_catalogue(f"{self.backend.url}/{self.base}", data, self.key)
         except Missing:
             self.report.broken(Damage(name, "is missing: nothing of this worker can be read", self.key))
             return None, {}
         except DamagedData as error:
             what = str(error).rsplit("zarr.json ", 1)[-1].removeprefix(f"{self.backend.url}/{self.base}: ")
+            if error.__cause__ is not None and what.startswith("is damaged"):
+                what = unread(error.__cause__)
             self.report.broken(Damage(name, f"{what}: nothing of this worker can be read", self.key))
             return None, {}
         problem = worker_problem(data)
@@ -239,19 +219,17 @@ class _Worker:
             check.run()
             used.update(check.used)
             path = f"{name}/step"
-            used[path] = check_coordinate(
-                self.backend, one, self.key, name, there.get(path, {}), trimmed, self.report, self.quick
-            )
+            used[path] = check_coordinate(self.backend, one, self.key, name, there.get(path, {}), trimmed, self.report)
         return used
 
     def _children(self, one: Attempt, children: Mapping[str, Any], jsons: Mapping[str, int], trimmed: bool) -> None:
         """Hold each zarr.json below the worker against its copy in the worker's own."""
         for path, copy in children.items():
             key = f"{self.base}/{path}/zarr.json"
-            if path not in jsons:
+            if path not in jsons and not unlisted(self.backend, [key]):
                 self.report.broken(Damage(key, "is missing (plain Zarr readers need it)", self.key))
                 continue
-            if jsons[path] > LARGEST_JSON:
+            if jsons.get(path, 0) > LARGEST_ROOT:
                 self.report.broken(Damage(key, f"has {jsons[path]:,} bytes", self.key))
                 continue
             try:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from smdbg.store.attempt import Attempt
 from smdbg.store.backend import Backend
 from smdbg.store.format import ArraySpec, Entry, Place, ValueSlot, product
+from smdbg.store.shard import CRC
 from smdbg.store.verify_report import Report, Worker, damage_of
-from smdbg.store.verify_shards import LARGEST_OBJECT, Shard, check_shard, fetched, size_problem
+from smdbg.store.verify_shards import LARGEST_OBJECT, Shard, check_shard, fetched, size_problem, unlisted
 
 MOST_CELLS = 256 << 20  # rows times tensors whose presence is held in memory
 Index = tuple[int, ...]
@@ -78,6 +79,8 @@ class Check:
         def lost(index: Index, found: Shard) -> None:
             rows = self._lost_rows(spec, index, found)
             self.unknown[rows] = self.unknown[rows] | (spec.kind != "features")
+            if spec.kind == "stats" and self.held:
+                self._untold([e for e, _ in places], rows)
             names = [e.info.name for e, _ in places if rows.size and e.since <= rows[-1]]
             lines = sum(int((rows >= e.since).sum()) for e, _ in places) if spec.kind == "stats" else 0
             key = self._key(spec, index)
@@ -96,6 +99,15 @@ class Check:
                         )
 
         self._objects(spec, needed, take, lost, keep=self.held and spec.kind != "features")
+
+    def _untold(self, entries: list[Entry], rows: NDArray[np.int64]) -> None:
+        """Take it that tensors which the catalogue says are in every row are; of others it is not known."""
+        for entry in entries:
+            at = rows[rows >= entry.since]
+            if entry.whole:
+                self.present[self.number[id(entry)], at] = True
+            elif entry.slots and self.raw[at].any():
+                self.report.unknown = True
 
     def _take(
         self, spec: ArraySpec, places: list[tuple[Entry, Place]], at: slice, block: NDArray[Any]
@@ -248,21 +260,23 @@ class Check:
         """Check the objects of an array: those that are needed, and others of rows that the log lists."""
         there = self.there.get(spec.path, {})
         used = self.used.setdefault(spec.path, set(needed))
-        for index, chunks in needed.items():
-            if index not in there:
+        gone = {self._key(spec, index): index for index in needed if index not in there}
+        hidden = unlisted(self.backend, list(gone))
+        for key, index in gone.items():
+            if key not in hidden:
                 what = "is missing, although the commit log lists what it held"
-                lost(index, Shard(what, [(0, chunks)]))
+                lost(index, Shard(what, [(0, needed[index])]))
         for index in there:
             if index not in used and self._may_be_ours(spec, index):
                 used.add(index)
-        wanted: list[tuple[str, int]] = []
-        indices: dict[str, Index] = {}
+        indices = {key: gone[key] for key in hidden if not (self.quick and spec.kind == "values")}
+        wanted = [(key, needed[index] * (spec.chunk_bytes + CRC)) for key, index in indices.items()]
         for index in sorted(used & set(there)):
             chunks = needed.get(index, 0)
             problem = size_problem(spec, there[index], chunks)
             # What is cut short is read all the same, to tell what of it is good.
             # Quickly, only what tells which values there must be is read.
-            unread = self.quick and spec.kind in ("values", "features")
+            unread = self.quick and spec.kind == "values"
             if problem and (unread or there[index] > LARGEST_OBJECT):
                 lost(index, Shard(problem, [(0, chunks)]))
             elif not unread:
@@ -271,7 +285,7 @@ class Check:
         for key, data in fetched(self.backend, wanted):
             index = indices[key]
             if data is None:
-                lost(index, Shard("is missing, although a moment ago it was there", [(0, needed.get(index, 0))]))
+                lost(index, Shard("went away while it was checked", [(0, needed.get(index, 0))]))
                 continue
             found = check_shard(spec, data, needed.get(index, 0), keep)
             take(index, found)

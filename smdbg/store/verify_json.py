@@ -10,16 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smdbg.store.format import CAPACITY_ROWS, array_json, canonical, group_json, spec_from_json
-from smdbg.store.shard import crc32c
+from smdbg.store.checks import ROOT_KEYS, root_is_intact
+from smdbg.store.format import CAPACITY_ROWS, array_json, group_json, spec_from_json
 
-LARGEST_JSON = 1 << 30
-ROOT_KEYS = frozenset(
-    (
-        "format run_id created world_size writers framework versions hyperparameters argv git_commit seed host "
-        "writer_id"
-    ).split()
-)
 DIFFERS = "it differs from its copy, and it cannot be told which of the two is damaged"
 BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
@@ -45,9 +38,7 @@ def root_problem(data: bytes) -> str:
     try:
         found = as_written(data)
         facts = dict(found["attributes"]["smdbg"])
-        # Without a checksum it has exactly the keys of earlier writers: else it is the word crc32c that is damaged.
-        stated = facts.pop("crc32c", None)
-        if stated is None and set(facts) != ROOT_KEYS or stated is not None and stated != crc32c(canonical(facts)):
+        if not root_is_intact(facts) or not facts.keys() >= ROOT_KEYS:
             return "it does not match its checksum"
         if not isinstance(facts["run_id"], str) or not isinstance(facts["writers"], list):
             return "it does not say which run it is, or who writes it"
@@ -119,4 +110,10 @@ def _differs_in_rows(found: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    return str(error) if str(error).startswith("its text") else f"it cannot be read ({type(error).__name__}: {error})"
+    return str(error) if str(error).startswith("its text") else unread(error)
+
+
+def unread(error: BaseException) -> str:
+    """Return what to say of a JSON file that cannot be taken for what it should be, by what its reading raised."""
+    no_json = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
+    return "is no JSON" if no_json else "it does not say what it should"

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from smdbg.errors import BadSelection
 from smdbg.store.backend import Backend
 from smdbg.store.format import worker_key
+from smdbg.store.keys import refuse_links
 from smdbg.store.verify import is_alive
-from smdbg.store.verify_report import Orphan, Report
+from smdbg.store.verify_report import SILENT_SECONDS, Orphan, Report
 
-SILENT_SECONDS = 600.0  # without a sign of life, before what a lost writer did not commit is taken from it
 STALE_SECONDS = 3600.0  # of an unfinished file that belongs to no worker
 
 
@@ -45,6 +45,7 @@ def _may_go(report: Report, one: Orphan, now: float) -> bool:
 
 def repair(backend: Backend, report: Report, wanted: list[Orphan]) -> Iterator[Orphan]:
     """Delete and yield what was deleted. May be interrupted and run again at any time. Raises StoreError."""
+    refuse_links(backend)
     by_worker: dict[tuple[int, int] | None, list[Orphan]] = {}
     for one in wanted:
         by_worker.setdefault(one.worker, []).append(one)

@@ -9,6 +9,7 @@ import numpy as np
 
 MOST_KEPT = 100_000  # findings of a kind that are kept; more are only counted
 MOST_NAMES = 20  # tensors named in one finding
+SILENT_SECONDS = 600.0  # without a sign of life, before what a lost writer did not commit is taken from it
 
 Worker = tuple[int, int]  # rank and attempt
 
@@ -56,7 +57,12 @@ class WorkerState:
 
 @dataclass
 class Report:
-    """All that was found. Sizes in bytes; `values` and `lines` (of statistics) are those that the logs list."""
+    """All that was found. Sizes in bytes; `values` and `lines` (of statistics) are those that the logs list.
+
+    `objects` are those that are there; `missing` ones come on top. `unknown`: more values are lost than `values_lost`,
+    and it cannot be told how many, nor are they in `values`. `unfinished`: what is to be done about a copy or a
+    deletion that was not ended.
+    """
 
     url: str
     run_id: str = ""
@@ -66,12 +72,15 @@ class Report:
     orphan_count: int = 0
     orphan_bytes: int = 0
     objects: int = 0
+    missing: int = 0
     bytes: int = 0
     values: int = 0
     values_lost: int = 0
+    unknown: bool = False
     lines: int = 0
     lines_lost: int = 0
     workers: dict[Worker, WorkerState] = field(default_factory=dict)
+    unfinished: str = ""
     unchecked: list[str] = field(default_factory=list)
     damaged_objects: set[str] = field(default_factory=set)
 
@@ -80,7 +89,8 @@ class Report:
         self.damage_count += 1
         self.values_lost += one.values
         self.lines_lost += one.lines
-        if len(self.damaged_objects) < MOST_KEPT:
+        if one.object not in self.damaged_objects and len(self.damaged_objects) < MOST_KEPT:
+            self.missing += one.what.startswith("is missing")
             self.damaged_objects.add(one.object)
         if len(self.damage) < MOST_KEPT:
             self.damage.append(one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,12 @@ def fetched(backend: Backend, wanted: Iterable[tuple[str, int]]) -> Iterator[tup
         yield from zip(batch, backend.ranges([Range(name) for name in batch]), strict=True)
 
 
+def unlisted(backend: Backend, keys: Sequence[str]) -> set[str]:
+    """Return which objects are there although a listing left them out: stores promise less of listings."""
+    found = backend.ranges([Range(key, 0, 1) for key in keys])
+    return {key for key, data in zip(keys, found, strict=True) if data is not None}
+
+
 def size_problem(spec: ArraySpec, size: int, needed: int) -> str:
     """Return what is wrong with an object's size, '' if nothing: all that can be told without reading it."""
     if size > LARGEST_OBJECT or spec.chunk_bytes > LARGEST_OBJECT:
@@ -86,7 +92,7 @@ def check_shard(spec: ArraySpec, data: bytes, needed: int, keep: bool = False) -
     for number, (start, length) in enumerate(spans):
         piece = view[start : start + length]
         if not intact(piece):
-            out.what = out.what or f"bytes {start:,} to {start + length:,} do not match their checksum"
+            out.what = out.what or f"bytes {start} to {start + length} do not match their checksum"
             out.lost.append((number, number + 1))
             continue
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from smdbg.store.format import FORMAT, canonical
+from smdbg.store.format import FORMAT, canonical, group_json
 from smdbg.store.shard import crc32c
 
 
@@ -49,3 +49,8 @@ def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a worker's facts with the checksum over all other keys."""
     out = {key: value for key, value in facts.items() if key != "crc32c"}
     return {**out, "crc32c": crc32c(canonical(out))}
+
+
+def sealed_group(facts: Mapping[str, Any], children: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a worker's zarr.json, whose facts have a checksum of the metadata of its arrays too."""
+    return group_json({"smdbg": with_checksum({**facts, "arrays": crc32c(canonical(children))})}, children)

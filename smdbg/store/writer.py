@@ -44,7 +44,7 @@ from smdbg.store.room import Room
 from smdbg.store.rows import RowBuffer, row_memory
 from smdbg.store.shard import with_crc
 from smdbg.store.upload import Uploader
-from smdbg.store.worker_group import WorkerFacts, with_checksum, worker_attributes
+from smdbg.store.worker_group import WorkerFacts, sealed_group, with_checksum, worker_attributes
 
 log = logging.getLogger("smdbg")
 
@@ -74,7 +74,7 @@ class _End:
 
 
 class Writer:
-    """Writes one attempt of one worker. Create it after `start` has made the worker group."""
+    """Writes one attempt of one worker. Create it after `begin` has made the worker group."""
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class Writer:
         self._coordinates: dict[str, list[int]] = {}
         self._log = np.zeros((LOG_ROWS, len(LOG_COLUMNS)), np.int64)
         self._rows = 0  # logged so far
+        self._committed = 0  # of these, what the store has
         self._urgent = False  # rows wait that readers want
         self._waiting = False  # rows wait that nobody is in a hurry for
         self._told_rows: dict[str, int] = {}  # what the store's metadata says now
@@ -196,8 +197,7 @@ class Writer:
                 facts = {**self._told_group["attributes"]["smdbg"], "status": status}
                 group = {**self._told_group, "attributes": {"smdbg": with_checksum(facts)}}
                 self._backend.put(f"{self._base}/zarr.json", _json(group))
-                self._status = status
-                self._put_log_again()
+                self._put_ended_log()
             except BaseException:
                 log.exception("smdbg: the last state of this worker could not be written")
 
@@ -322,6 +322,7 @@ class Writer:
         self._put_log()
         self._await_stored()
         self._urgent = self._waiting = False
+        self._committed = self._rows
         self._last_commit = time.monotonic()
 
     def _await_stored(self) -> None:
@@ -360,6 +361,15 @@ class Writer:
     def _put_log_again(self) -> None:
         self._put_log()
         self._await_stored()
+
+    def _put_ended_log(self) -> None:
+        """Put the log with the mark of the end, and no row that is not committed: its data may not be there."""
+        first = max(0, self._rows - 1) // LOG_ROWS * LOG_ROWS  # of the chunk that is held
+        kept = self._committed - first
+        if 0 <= kept < LOG_ROWS:  # a full chunk is in the store as it is, and has no mark
+            self._log[kept:] = 0
+            self._log[kept, 0] = LOG_ENDED
+            self._backend.put(f"{self._base}/{log_spec().key(first)}", with_crc(self._log.tobytes()))
 
     def _superseded(self) -> bool:
         self._last_look = time.monotonic()
@@ -402,7 +412,7 @@ class Writer:
                 self._put(f"{path}/zarr.json", _json(children[path]))
         state = (self._catalogue_version(), self._drops(), self._status, dict(self.left_out))
         if rows_of != self._told_rows or state != self._told_state:
-            group = group_json({"smdbg": self._describe()}, children)
+            group = sealed_group(self._describe(), children)
             self._put("zarr.json", _json(group))
             self._told_group = group
         self._told_rows, self._told_state = rows_of, state
