@@ -80,8 +80,6 @@ SAVED = {
 def train(url: str, seed: int, life: int, progress: str, policy: str, start: int, end: str) -> None:
     """Save until told to end, and note what was confirmed. `start` -1: go on where the run ends."""
     ended: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, -1)))
-    signal.signal(signal.SIGUSR2, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)))
     signal.signal(signal.SIGHUP, lambda *_: ended.append(1))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reduced = smdbg.CollectionConfig("reduced", reduction_config=smdbg.ReductionConfig(save_raw_tensor=False))
@@ -159,7 +157,7 @@ class Place:
 
     def begin(self, fault: str, child: subprocess.Popen[bytes]) -> None:
         if self.proxy is None:
-            child.send_signal(signal.SIGUSR1)
+            _limit_files(child, 1 << 18)
         elif fault == "restart":
             self.server.stop()
         else:
@@ -167,8 +165,7 @@ class Place:
 
     def end(self, fault: str, child: subprocess.Popen[bytes]) -> None:
         if self.proxy is None:
-            if child.poll() is None:
-                child.send_signal(signal.SIGUSR2)
+            _limit_files(child, -1)
         elif fault == "restart":
             self.server.restart()
         else:
@@ -180,6 +177,12 @@ class Place:
             self.proxy.set(None)
             if self.server.process is None:
                 self.server.restart()
+
+
+def _limit_files(child: subprocess.Popen[bytes], size: int) -> None:
+    """Limit how large files of a child may get, from outside, so that it also works while the child is ending."""
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (size, -1))
 
 
 def run_round(place: Place, seed: int, folder: Path) -> Round:
@@ -196,7 +199,10 @@ def run_round(place: Place, seed: int, folder: Path) -> Round:
         found = _live(place, rng, done, life, policy, start, end, folder / f"{seed}-{life}")
         if found is not None:
             done.lives.append(found)
-    check(place, done)
+    try:
+        check(place, done)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; after {dict(done.faults)} and {dict(done.ends)}") from error
     return done
 
 

@@ -547,3 +547,29 @@ def test_places_are_said_as_readers_say_them(multi: Path) -> None:
         smdbg.open_run(multi).tensor("b").value(1)
     span = re.search(r"bytes \d+ to \d+", one.what)
     assert span and span[0] in str(caught.value)
+
+
+def test_a_writer_killed_between_its_catalogue_and_the_commit(tmp_path: Path) -> None:
+    """The catalogue and the arrays' own zarr.json are put together, before the log: without a commit none is missed."""
+    url = tmp_path / "run"
+    hook = smdbg.Hook(url)
+    base = url / "workers/00000"
+    assert hook.flush()
+    begun = {path: path.read_bytes() for path in url.rglob("*") if path.is_file()}
+    hook.save_tensor("x", np.zeros(3), "c")
+    hook.end_step()
+    assert hook.flush()
+    newest = (base / "zarr.json").read_bytes()
+    committed = (base / "steps/c/0/0").read_bytes()
+    hook.close()
+    for path in [path for path in url.rglob("*") if path.is_file()]:
+        path.unlink()
+    for path, data in begun.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (base / "zarr.json").write_bytes(newest)
+    (base / "steps/zarr.json").unlink()
+    assert not verify(open_backend(url)).damage
+    (base / "steps/c/0").mkdir(parents=True, exist_ok=True)
+    (base / "steps/c/0/0").write_bytes(committed)
+    assert {one.object for one in verify(open_backend(url)).damage} >= {"workers/00000/c/stats/zarr.json"}

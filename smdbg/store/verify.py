@@ -14,7 +14,7 @@ from typing import Any
 from smdbg.errors import DamagedData
 from smdbg.store.attempt import Attempt, Catalogue, parse_catalogue
 from smdbg.store.backend import Backend, Listed, Missing
-from smdbg.store.format import LOG, LOG_ROWS, log_spec, parse_worker, worker_key
+from smdbg.store.format import LOG, LOG_COLUMNS, LOG_ROWS, log_spec, parse_worker, worker_key
 from smdbg.store.keys import LARGEST_ROOT, ROOT, STOP, UNFINISHED, parse_key
 from smdbg.store.reader import LOST_SECONDS
 from smdbg.store.shard import CRC
@@ -35,6 +35,7 @@ from smdbg.store.verify_shards import unlisted
 
 Progress = Callable[[str], None]
 PLAIN = ("workers", "control", "checks")
+VERSION = LOG_COLUMNS.index("catalogue_version")
 _PARTIAL = re.compile(r"(.*/)?\.([^/]+)\.[0-9a-f]{32}\.partial\Z")
 _UNREFERENCED = "no commit refers to it"
 
@@ -224,9 +225,14 @@ class _Worker:
 
     def _children(self, one: Attempt, children: Mapping[str, Any], jsons: Mapping[str, int], trimmed: bool) -> None:
         """Hold each zarr.json below the worker against its copy in the worker's own."""
+        # Of a writer that was killed between its catalogue and the commit that needs it, arrays may not have begun.
+        newest = int(one.log[-1, VERSION]) if len(one.log) else 0
+        ahead = one.facts["status"] == "running" and int(one.facts["catalogue_version"]) > newest
         for path, copy in children.items():
             key = f"{self.base}/{path}/zarr.json"
             if path not in jsons and not unlisted(self.backend, [key]):
+                if ahead:
+                    continue
                 self.report.broken(Damage(key, "is missing (plain Zarr readers need it)", self.key))
                 continue
             if jsons.get(path, 0) > LARGEST_ROOT:
