@@ -116,7 +116,7 @@ def test_a_fault_in_the_middle_of_a_run(
             wait_until(lambda: proxy.count(fault) > (4 if fault in ("hang", "stall") else 8))
         wait_until(lambda: "retrying" in caplog.text)
     assert SAID[fault] in caplog.text
-    assert caplog.text.count("retrying") == 1
+    assert 1 <= caplog.text.count("retrying") <= 2, "twice where the machine itself stalls"
     seen = smdbg.open_run(bucket_url, storage_options=direct)
     # Where only the answer gets lost, the store has more than the writer knows of; it may still be of whole steps only.
     assert_right(seen, list(range(5 if "answer" not in fault else len(seen.steps()))))
