@@ -155,6 +155,17 @@ def test_errors_read_the_same(s3: Any, bucket_url: str, monkeypatch: pytest.Monk
         smdbg.open_run(bucket_url, storage_options=OBSTORE)
 
 
+def test_a_missing_object_of_a_name_like_an_error(bucket_url: str) -> None:
+    """The error of a missing object tells its key and the request's id: no part of them is a code."""
+    place = ObjectStoreBackend(f"{bucket_url}/416/InvalidRange", {})
+    wanted = [Range("416", 0, 10), Range("InvalidRange", -4), Range("416")]
+    assert place.ranges(wanted) == [None, None, None]
+    with pytest.raises(RunNotFound):
+        smdbg.open_run(place.url, storage_options=OBSTORE)
+    place.put("416", b"0123")
+    assert place.ranges([Range("416", 50, 60), Range("416", 2, 3)]) == [b"", b"2"]
+
+
 def test_no_such_endpoint(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
