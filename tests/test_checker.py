@@ -18,7 +18,7 @@ from smdbg.analysis.findings import Fold, fingerprint
 from smdbg.analysis.report import Report
 from smdbg.analysis.rule import Block, Judgement, Needs, Rule, State, build, find_rule, parameter
 from smdbg.analysis.run import Run
-from smdbg.analysis.table import Matrices, read_table
+from smdbg.analysis.view import View
 from smdbg.errors import BadConfig, BadSelection
 from smdbg.store.format import TensorInfo
 
@@ -190,13 +190,13 @@ def test_values_are_read_where_a_rule_says_so(tmp_path: Path) -> None:
 def test_each_matrix_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write(tmp_path / "run", {"gradients:g": [[1], [2]], "weights:w": [[1], [2]], "losses:loss": [2, 1]})
     calls: Counter[tuple[Any, ...]] = Counter()
-    stats = Run.stats
+    stats = Run.stats_of
 
-    def counted(self: Run, statistic: str, collection: str | None = None, *rest: Any, **named: Any) -> Any:
-        calls[statistic, collection, named["mode"], named["worker"]] += 1
-        return stats(self, statistic, collection, *rest, **named)
+    def counted(self: Run, statistics: list[str], collection: str, mode: str, **named: Any) -> Any:
+        calls.update((statistic, collection, mode, named["worker"]) for statistic in statistics)
+        return stats(self, statistics, collection, mode, **named)
 
-    monkeypatch.setattr(Run, "stats", counted)
+    monkeypatch.setattr(Run, "stats_of", counted)
     rules = [rule("exploding_tensor"), rule("exploding_tensor", "again"), rule("vanishing_gradient")]
     check(run, [*rules, rule("all_zero", collections="gradients")])
     assert calls["count", "gradients", "global", 0] == 1 and set(calls.values()) == {1}
@@ -205,8 +205,9 @@ def test_each_matrix_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
     run = write(tmp_path / "run", {"tensors:x": [1]})
     told: list[tuple[int, int, str]] = []
-    check(run, [rule("exploding_tensor"), rule("vanishing_gradient")], progress=lambda *said: told.append(said))
-    assert told == [(0, 2, "exploding_tensor"), (1, 2, "vanishing_gradient"), (2, 2, "")]
+    rules = [rule("exploding_tensor"), rule("vanishing_gradient"), rule("all_zero", include="x")]
+    check(run, rules, progress=lambda *said: told.append(said))
+    assert told == [(0, 2, "exploding_tensor"), (1, 2, "all_zero"), (2, 2, "")]
 
 
 def test_summary_of_a_run_that_failed(tmp_path: Path) -> None:
@@ -284,14 +285,13 @@ def test_the_varied_run_holds_findings_to_lose(varied: Run, one: Rule) -> None:
 @given(cuts=st.sets(st.integers(1, 59)))
 @settings(max_examples=40)
 def test_results_do_not_depend_on_where_blocks_are_cut(varied: Run, cuts: set[int]) -> None:
-    matrices = Matrices(varied, 0, "global")
+    view = View(varied, {name: varied.tensor(name).info for name in varied.tensors()})
     for one in CUT_RULES:
-        infos = [varied.tensor(name).info for name in one.select({n: varied.tensor(n).info for n in varied.tensors()})]
-        table = read_table(matrices, infos, one.needs().statistics, 0, None)
+        table = view.table(one.select(view.catalogue), one.needs().statistics, "global")
         folds = []
         for starts in ([0], sorted({0, *(cut for cut in cuts if cut < len(table.steps))})):
-            fold, state = Fold(len(infos), one.kinds()), {}
-            for block in table.blocks(starts, one.needs().look_back, values=False):
+            fold, state = Fold(len(table.infos), one.kinds()), {}
+            for block in table.blocks(starts, one.needs().look_back, False, {}):
                 judgement, state = one.evaluate(block, state)
                 state = json.loads(json.dumps(state))
                 fold.add(block.steps, judgement, block.first)

@@ -1,26 +1,31 @@
-"""Checks a run: plans what the rules read, lets them judge block by block, and reports what they found.
+"""Checks a run: plans what the rules read, lets them judge, and reports what they found.
 
-Each matrix of statistics (collection, statistic, mode, worker) is read once for all rules together. A rule that
-raises is reported as failed and the others go on.
+What the selected rules need is planned together: each matrix of statistics and each full value is read once for all of
+them. Rules are judged on several threads; one that raises is reported as failed and the others go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from smdbg.analysis.cause import ordered
-from smdbg.analysis.findings import Facts, Finding, Fold, Ints, Outcome, Violated, fingerprint
+from smdbg.analysis.concurrency import threads
+from smdbg.analysis.findings import Bools, Finding, Fold, Ints, Outcome
+from smdbg.analysis.measuring import measure_all
 from smdbg.analysis.report import Report, RuleResult, Summary
 from smdbg.analysis.rule import Needs, Rule, State
 from smdbg.analysis.run import Run
-from smdbg.analysis.table import Matrices, Table, read_table
+from smdbg.analysis.run_rule import RunRule
+from smdbg.analysis.table import partners
+from smdbg.analysis.verdict import finding_of, found_by_fold, found_by_rule
+from smdbg.analysis.view import View
 from smdbg.errors import BadConfig, SmdbgError
 from smdbg.select import matcher
-from smdbg.store.format import TensorInfo
 
 __all__ = ["BLOCK_ROWS", "Progress", "Report", "RuleResult", "Summary", "check"]
 
@@ -36,42 +41,100 @@ class _Job:
     """
 
     rule: Rule
+    view: View
     needs: Needs = field(default_factory=Needs)
     names: list[str] = field(default_factory=list)
     modes: list[str] = field(default_factory=list)
     reason: str = ""
     error: str = ""
+    detail: str = ""
     findings: list[Finding] = field(default_factory=list)
     judged: set[str] = field(default_factory=set)
     rows: dict[int, int] = field(default_factory=dict)
     judged_rows: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether there is something to judge."""
+        return not self.reason and not self.error
 
-def check(run: Run, rules: Sequence[Rule], *, progress: Progress | None = None, block_rows: int = BLOCK_ROWS) -> Report:
+    @property
+    def measures(self) -> bool:
+        """Tell whether the rule is to be given the full values, to measure them."""
+        return self.needs.values and type(self.rule).measure is not Rule.measure
+
+    def parts(self) -> list[tuple[int, str]]:
+        """Return the workers and modes to judge."""
+        workers = [w for w in self.view.run.workers() if not self.rule.workers or w in self.rule.workers]
+        return [(worker, mode) for worker in workers for mode in self.modes]
+
+
+def check(
+    run: Run,
+    rules: Sequence[Rule],
+    *,
+    progress: Progress | None = None,
+    block_rows: int = BLOCK_ROWS,
+    workers: int | None = None,
+) -> Report:
     """Judge a run by rules and return what was found, with an outcome for every rule.
 
     `progress(done, total, text)` is called as the work goes on. `block_rows` bounds how many saved steps a rule sees
-    at once; it does not change results. Raises BadConfig when two rules have one label and BadSelection for a
-    selector that cannot be read; what a rule raises is told in its outcome.
+    at once; it does not change results. `workers`: threads; None: one a core. Raises BadConfig when two rules have one
+    label and BadSelection for a selector that cannot be read; what a rule raises is told in its outcome.
     """
     _validate(rules)
-    catalogue = {name: run.tensor(name).info for name in run.tensors()}
-    jobs = [_planned(rule, run, catalogue) for rule in rules]
-    parts = [(worker, mode) for worker in run.workers() for mode in run.modes()]
-    seen: Ints = np.zeros(0, np.int64)
-    done = 0
-    for worker, mode in parts:
-        matrices = Matrices(run, worker, mode)
-        for job in jobs:
-            if progress is not None:
-                progress(done, len(parts) * len(jobs), job.rule.label)
-            done += 1
-            seen = np.union1d(seen, _judge(job, matrices, catalogue, block_rows))
-    if progress is not None:
-        progress(done, done, "")
-    findings = ordered([finding for job in jobs for finding in job.findings], catalogue)
+    view = View(run, {name: run.tensor(name).info for name in run.tensors()})
+    jobs = [_planned(rule, view) for rule in rules]
+    _plan_reads(view, jobs)
+    units = [(job, part) for job in jobs if job.ready for part in _units(job)]
+    seen: list[Ints] = [np.zeros(0, np.int64)]
+    with ThreadPoolExecutor(threads(workers)) as pool:
+        try:
+            wanted = [job for job in jobs if job.ready and job.measures]
+            steps = _Progress(progress, len(units))
+            plans = [(job.rule, job.names, job.parts(), job.view) for job in wanted]
+            for rule, error in measure_all(pool, view, plans, steps.more):
+                next(job for job in wanted if job.rule is rule).error = error
+            units = [(job, part) for job, part in units if job.ready]
+            futures = [pool.submit(_judged, job, part, block_rows) for job, part in units]
+            for (job, _), future in zip(units, futures, strict=True):
+                steps.done(job.rule.label)
+                seen.append(_taken(job, future))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    steps.end()
+    findings = ordered([finding for job in jobs for finding in job.findings], view.catalogue)
     results = tuple(_result(job) for job in jobs)
-    return Report(tuple(findings), results, _summary(run, results, len(seen)))
+    return Report(tuple(findings), results, _summary(run, results, len(np.unique(np.concatenate(seen)))))
+
+
+@dataclass
+class _Progress:
+    """Counts what is done of what there is to do, for whoever watches."""
+
+    tell: Progress | None
+    units: int
+    read: int = 0
+    at: int = 0
+
+    def more(self, total: int, text: str) -> None:
+        """Count one full read of `total`."""
+        self.read += 1
+        if self.tell is not None:
+            self.tell(self.read, total + self.units, text)
+
+    def done(self, text: str) -> None:
+        """Count one judgement that is being waited for."""
+        if self.tell is not None:
+            self.tell(self.read + self.at, self.read + self.units, text)
+        self.at += 1
+
+    def end(self) -> None:
+        """Say that all is done."""
+        if self.tell is not None:
+            self.tell(self.read + self.units, self.read + self.units, "")
 
 
 def _validate(rules: Sequence[Rule]) -> None:
@@ -90,18 +153,28 @@ def _guarded(job: _Job) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        job.error = str(error) if isinstance(error, SmdbgError) else f"{type(error).__name__}: {error}"
+        job.error = failure(error)
 
 
-def _planned(rule: Rule, run: Run, catalogue: Mapping[str, TensorInfo]) -> _Job:
+def failure(error: BaseException) -> str:
+    """Return in a sentence what a rule raised."""
+    return str(error) if isinstance(error, SmdbgError) else f"{type(error).__name__}: {error}"
+
+
+def _planned(rule: Rule, view: View) -> _Job:
     """Settle what a rule judges, or why it cannot."""
-    job = _Job(rule)
+    job = _Job(rule, view.between(rule.start_step, rule.end_step))
     with _guarded(job):
         job.needs = rule.needs()
-        job.names = rule.select(catalogue)
-        job.modes = rule.modes([mode for mode in run.modes() if any(len(run.tensor(n).steps(mode)) for n in job.names)])
-        job.reason = rule.applicable() or _no_match(job, run, bool(catalogue))
+        job.names = rule.select(view.catalogue) if job.needs.tensors else []
+        used = {mode for name in job.names for mode in _modes(view, name)} if job.needs.tensors else view.run.modes()
+        job.modes = rule.modes([mode for mode in view.run.modes() if mode in used])
+        job.reason = rule.applicable() or _no_match(job, view.run, bool(view.catalogue))
     return job
+
+
+def _modes(view: View, name: str) -> list[str]:
+    return [mode for mode in view.run.modes() if len(view.run.tensor(name).steps(mode))]
 
 
 def _no_match(job: _Job, run: Run, any_tensor: bool) -> str:
@@ -109,7 +182,7 @@ def _no_match(job: _Job, run: Run, any_tensor: bool) -> str:
     rule, modes, workers = job.rule, run.modes(), run.workers()
     if not any_tensor:
         return ""
-    if not job.names:
+    if job.needs.tensors and not job.names:
         return f"nothing matched: it looks for {rule.looked_for()}"
     if not rule.modes(modes):
         wanted = [rule.mode] if rule.mode else job.needs.modes
@@ -119,79 +192,102 @@ def _no_match(job: _Job, run: Run, any_tensor: bool) -> str:
     return ""
 
 
-def _judge(job: _Job, matrices: Matrices, catalogue: Mapping[str, TensorInfo], block_rows: int) -> Ints:
-    """Let a rule judge one worker and mode; return the steps it was given (int64[n])."""
-    rule, worker = job.rule, matrices.worker
-    skip = job.reason or job.error or (rule.workers and worker not in rule.workers)
+def _plan_reads(view: View, jobs: Sequence[_Job]) -> None:
+    """Tell the view all that will be asked for, so that each collection is gone through once."""
+    for job in jobs:
+        if not job.ready:
+            continue
+        infos = [view.catalogue[name] for name in job.names]
+        for statistic in job.needs.statistics:
+            role, dot, own = statistic.partition(".")
+            chosen = partners(view.catalogue, infos, role) if dot else infos
+            for collection in {info.collection for info in chosen if info is not None}:
+                view.plan(collection, [own if dot else statistic])
+
+
+def _units(job: _Job) -> list[tuple[int, str] | None]:
+    """Return the parts that a job is judged in: workers and modes, or the whole run (None) at once."""
+    return [None] if isinstance(job.rule, RunRule) else list(job.parts())
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What came of one part of a job; `judged` names tensors, `steps` are those it was given."""
+
+    findings: Sequence[Finding]
+    judged: Sequence[str]
+    rows: Mapping[int, int]
+    judged_rows: Mapping[int, int]
+    steps: Ints
+    detail: str = ""
+    reason: str = ""
+
+
+def _judged(job: _Job, part: tuple[int, str] | None, block_rows: int) -> _Judged:
+    """Let a rule judge a part of the run."""
+    return _by_run(job, job.rule) if isinstance(job.rule, RunRule) else _by_blocks(job, part or (0, ""), block_rows)
+
+
+def _by_blocks(job: _Job, part: tuple[int, str], block_rows: int) -> _Judged:
+    """Let a rule judge one worker and mode block by block."""
+    rule, (worker, mode) = job.rule, part
+    table = job.view.table(job.names, job.needs.statistics, mode, worker)
+    measures = {
+        (step, column): found
+        for column, name in enumerate(job.names if job.measures else ())
+        for step, found in job.view.measured(rule.label, name, mode, worker).items()
+    }
+    fold = Fold(len(table.infos), rule.kinds())
+    state: State = {}
+    for block in table.blocks(range(0, len(table.steps), block_rows), job.needs.look_back, job.needs.values, measures):
+        judgement, state = rule.evaluate(block, state)
+        fold.add(block.steps, judgement, block.first)
+    findings = [finding_of(rule, job.view, *found_by_fold(rule, table, fold, one)) for one in fold.results()]
+    names = [table.infos[column].name for column in np.flatnonzero(fold.judged)]
+    return _Judged(findings, names, {worker: len(table.steps)}, {worker: fold.judged_rows}, table.steps)
+
+
+def _by_run(job: _Job, rule: RunRule) -> _Judged:
+    """Let a rule judge the whole run."""
+    verdicts = rule.judge(job.view, job.names)
+    findings = [finding_of(rule, job.view, *found_by_rule(rule, job.view, one)) for one in verdicts.troubles]
+    steps = [np.zeros(0, np.int64)]
+    if verdicts.steps:
+        for worker, mode in job.parts():
+            log = job.view.log(worker)
+            here: Bools = (log.mode == mode) & job.view.inside(log.step)
+            steps.append(job.view.table(job.names, (), mode, worker).steps if job.names else log.step[here])
+    return _Judged(
+        findings,
+        [name for name in verdicts.judged if name in job.names],
+        {0: verdicts.seen or verdicts.steps},
+        {0: verdicts.steps},
+        np.concatenate(steps),
+        verdicts.detail,
+        verdicts.not_applicable,
+    )
+
+
+def _taken(job: _Job, future: Future[_Judged]) -> Ints:
+    """Add what came of a part to its job; return the steps that were judged in it."""
     with _guarded(job):
-        if skip or matrices.mode not in job.modes:
-            return np.zeros(0, np.int64)
-        infos = [catalogue[name] for name in job.names]
-        table = read_table(matrices, infos, job.needs.statistics, rule.start_step, rule.end_step)
-        fold = Fold(len(infos), rule.kinds())
-        state: State = {}
-        for block in table.blocks(range(0, len(table.steps), block_rows), job.needs.look_back, job.needs.values):
-            judgement, state = rule.evaluate(block, state)
-            fold.add(block.steps, judgement, block.first)
-        job.findings += [_finding(rule, table, fold, violated) for violated in fold.results()]
-        job.judged.update(infos[column].name for column in np.flatnonzero(fold.judged))
-        job.rows[worker] = job.rows.get(worker, 0) + len(table.steps)
-        job.judged_rows[worker] = job.judged_rows.get(worker, 0) + fold.judged_rows
-        return table.steps
+        found = future.result()
+        job.findings += found.findings
+        job.judged.update(found.judged)
+        job.detail, job.reason = job.detail or found.detail, job.reason or found.reason
+        for total, more in ((job.rows, found.rows), (job.judged_rows, found.judged_rows)):
+            for worker, count in more.items():
+                total[worker] = total.get(worker, 0) + count
+        return found.steps
     return np.zeros(0, np.int64)
-
-
-def _finding(rule: Rule, table: Table, fold: Fold, violated: Violated) -> Finding:
-    """Put one tensor's violations into words and figures."""
-    row, column = violated.first_row, violated.column
-    info, kind = table.infos[column], fold.kinds[violated.kind]
-    earlier = table.row_before(row, column)
-    facts = Facts(
-        tensor=info.name,
-        info=info,
-        kind=kind,
-        kinds={one.name: count for one, count in zip(fold.kinds, violated.kinds, strict=True)},
-        step=int(table.steps[row]),
-        last_step=int(table.steps[violated.last_row]),
-        before=violated.before,
-        since=violated.since,
-        violations=violated.violations,
-        judged=violated.judged,
-        worst=violated.worst,
-        first=table.at(row, column),
-        previous_step=None if earlier is None else int(table.steps[earlier]),
-        previous={} if earlier is None else table.at(earlier, column),
-        note=violated.note,
-    )
-    return Finding(
-        rule=rule.label,
-        severity=rule.severity,
-        run=table.run.url,
-        worker=table.worker,
-        attempt=int(table.attempts[row]),
-        mode=table.mode,
-        tensor=info.name,
-        first_step=facts.step,
-        last_step=facts.last_step,
-        first_mode_step=int(table.mode_steps[row]),
-        onset=(facts.before, facts.since),
-        violations=facts.violations,
-        judged=facts.judged,
-        worst=facts.worst,
-        threshold=kind.threshold,
-        statistic=kind.statistic,
-        message=rule.message(facts),
-        hint=rule.hint(facts),
-        fingerprint=fingerprint(rule.label, info.name, table.mode),
-    )
 
 
 def _result(job: _Job) -> RuleResult:
     """Return the outcome of a rule, and in words why it is not a plain verdict."""
     judged = max(job.judged_rows.values(), default=0)
     rows = max(job.rows.values(), default=0)
-    outcome, detail = Outcome.CLEAN, ""
-    if len(job.judged) < len(job.names):
+    outcome, detail = Outcome.CLEAN, job.detail
+    if not detail and len(job.judged) < len(job.names):
         detail = f"{len(job.judged)} of {len(job.names)} tensors could be judged"
     if job.error:
         outcome, detail = Outcome.FAILED, job.error
@@ -200,11 +296,7 @@ def _result(job: _Job) -> RuleResult:
     elif job.findings:
         outcome = Outcome.VIOLATED
     elif not judged:
-        outcome, detail = Outcome.INSUFFICIENT, f"saw {rows} of the {job.needs.minimum} saved steps it needs"
-        if rows >= job.needs.minimum:
-            what = f"a finite {' and '.join(job.needs.statistics)}" if job.needs.statistics else "a value"
-            few = "none" if job.needs.minimum == 1 else f"fewer than {job.needs.minimum}"
-            detail = f"of {rows} saved steps {few} had {what}" + ("" if few == "none" else ", and it needs as many")
+        outcome, detail = Outcome.INSUFFICIENT, job.detail or _too_little(job.needs, rows)
     return RuleResult(
         name=job.rule.label,
         rule=job.rule.name,
@@ -216,6 +308,16 @@ def _result(job: _Job) -> RuleResult:
         steps_judged=judged,
         steps_needed=job.needs.minimum,
     )
+
+
+def _too_little(needs: Needs, rows: int) -> str:
+    """Return how much a rule saw of what it needs."""
+    if rows < needs.minimum:
+        return f"saw {rows} of the {needs.minimum} saved steps it needs"
+    what = f"a finite {' and '.join(needs.statistics)}" if needs.statistics else "a value"
+    if needs.minimum == 1:
+        return f"of {rows} saved steps none had {what}"
+    return f"of {rows} saved steps fewer than {needs.minimum} had {what}, and it needs as many"
 
 
 def _summary(run: Run, results: Sequence[RuleResult], seen: int) -> Summary:

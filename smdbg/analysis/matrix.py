@@ -19,37 +19,65 @@ LAST = "last"  # of a scalar that was recorded several times in a step; of one r
 FROM_VALUE = statistics.ALWAYS + statistics.EXTRA
 
 
-def statistic_matrix(
-    stored: StoredRun, one: Attempt, entries: Sequence[Entry], rows: Rows, statistic: str
-) -> tuple[Floats, Floats]:
-    """Return (statistic, count), each [rows, entries], of tensors of one collection; count is NaN where absent.
+def statistic_matrices(
+    stored: StoredRun, one: Attempt, entries: Sequence[Entry], rows: Rows, wanted: Sequence[str]
+) -> tuple[dict[str, Floats], Floats]:
+    """Return (statistic -> [rows, entries], count [rows, entries]) of tensors of one collection; absent: NaN.
 
-    Whole arrays are taken at once. Of single numbers only `count` was kept; the others are derived from the values.
+    Whole arrays are taken at once, and each once. Of single numbers only `count` was kept; the others are derived from
+    the values.
     """
-    found = np.full((rows.size, len(entries)), np.nan)
-    count = np.full((rows.size, len(entries)), np.nan)
     by_array: dict[str, list[tuple[int, int]]] = {}
     for number, entry in enumerate(entries):
         for place in entry.stats:
             by_array.setdefault(f"{entry.info.collection}/{place.array}", []).append((number, place.index))
+    found: dict[str, Floats] | None = None
+    count = np.full((rows.size, len(entries)), np.nan)
     for path, places in by_array.items():
-        names = one.specs[path].statistics
         columns, indexes = np.array(places).T
-        here = stored.table(one, path, rows, indexes, names.index("count"))
+        here, values = _of_array(stored, one, path, [entries[n] for n in columns], indexes, rows, wanted)
+        if len(by_array) == 1 and np.array_equal(columns, np.arange(len(entries))):
+            return values, here
+        found = found or {name: np.full(count.shape, np.nan) for name in wanted}
         there = ~np.isnan(here)
-        if (kept := _kept(names, statistic)) is not None:
-            have = {n: stored.table(one, path, rows, indexes, names.index(n)) if n != "count" else here for n in kept}
-            values = have[statistic] if statistic in have else statistics.derive(statistic, have)
-        elif "min" not in names:
-            numbers = _numbers(stored, one, [entries[n] for n in columns], rows, there)
-            values = _of_numbers(statistic, numbers)
-        elif statistic == LAST:
-            values = stored.table(one, path, rows, indexes, names.index("mean"))
-        else:
-            values = np.full(here.shape, np.nan)
-        found[:, columns] = np.where(there, values, found[:, columns])
+        for name in wanted:
+            found[name][:, columns] = np.where(there, values[name], found[name][:, columns])
         count[:, columns] = np.where(there, here, count[:, columns])
-    return found, count
+    return found or {name: np.full(count.shape, np.nan) for name in wanted}, count
+
+
+def _of_array(
+    stored: StoredRun,
+    one: Attempt,
+    path: str,
+    entries: Sequence[Entry],
+    indexes: NDArray[np.int64],
+    rows: Rows,
+    wanted: Sequence[str],
+) -> tuple[Floats, dict[str, Floats]]:
+    """Return (count, statistic -> values), each [rows, entries], of the tensors at `indexes` of one array."""
+    names = one.specs[path].statistics
+    parts = {name: _kept(names, name) for name in wanted}
+    needed = ["count", *(part for kept in parts.values() for part in kept or ())]
+    if LAST in wanted and "mean" in names:
+        needed.append("mean")
+    positions = {name: names.index(name) for name in dict.fromkeys(needed)}
+    have = dict(zip(positions, stored.columns(one, path, rows, indexes, list(positions.values())), strict=True))
+    count = have["count"]
+    there = ~np.isnan(count)
+    numbers: Floats | None = None
+    values: dict[str, Floats] = {}
+    for name, kept in parts.items():
+        if kept is not None:
+            values[name] = have[name] if name in have else statistics.derive(name, {part: have[part] for part in kept})
+        elif "min" not in names:
+            numbers = _numbers(stored, one, entries, rows, there) if numbers is None else numbers
+            values[name] = _of_numbers(name, numbers)
+        else:
+            values[name] = have["mean"] if name == LAST else np.full(count.shape, np.nan)
+        if name not in have and not there.all():
+            values[name] = np.where(there, values[name], np.nan)
+    return count, values
 
 
 def tensor_statistics(

@@ -12,9 +12,10 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from smdbg import select
 from smdbg.analysis.findings import (
@@ -32,6 +33,9 @@ from smdbg.analysis.parameters import Parameter, build, parameter, parameters_of
 from smdbg.errors import RuleNotFound, SmdbgError, near
 from smdbg.store.format import MODES, TensorInfo
 
+if TYPE_CHECKING:
+    from smdbg.analysis.course import Course
+
 __all__ = [
     "NO_STEP",
     "Block",
@@ -46,6 +50,7 @@ __all__ = [
     "Outcome",
     "Parameter",
     "Rule",
+    "Sample",
     "Severity",
     "State",
     "all_rules",
@@ -64,11 +69,17 @@ State = dict[str, Any]  # what a rule keeps from block to block: JSON-able
 class Needs:
     """What a rule reads: statistics by name, or values; of tensors with these roles or in these collections.
 
-    `look_back` is how many earlier rows a block brings along, `minimum` how many saved steps a verdict takes.
+    A statistic of a tensor that belongs to the judged one is written with its role: `gradient.l2`, `update.zeros`,
+    `parameter.l2` (of the parameter that a gradient or update belongs to). `values`: the rule's `measure` is given the
+    full values, with `history` earlier ones; a rule without one reads them itself, by `Block.value`. `tensors` is
+    False for a rule that judges none (but the log). `look_back` is how many earlier rows a block brings along, and
+    `minimum` how many saved steps a verdict takes.
     """
 
     statistics: tuple[str, ...] = ()
     values: bool = False
+    history: int = 0
+    tensors: bool = True
     roles: tuple[str, ...] = ()
     collections: tuple[str, ...] = ()
     modes: tuple[str, ...] = ()
@@ -81,10 +92,29 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """The full value of one tensor at one saved step, and up to `Needs.history` earlier (step, value), oldest first.
+
+    Only values that were kept count, of one worker and mode; `first` tells that there are no earlier ones at all.
+    """
+
+    info: TensorInfo
+    step: int
+    value: npt.NDArray[Any]
+    earlier: tuple[tuple[int, npt.NDArray[Any]], ...] = ()
+
+    @property
+    def first(self) -> bool:
+        """Tell whether this is the first value that was kept."""
+        return not self.earlier
+
+
+@dataclass(frozen=True)
 class Block:
     """Consecutive rows of the selected tensors on one worker in one mode.
 
     steps, mode_steps: int64[rows]; present: bool[rows, tensors]; rows before `first` are look-back, judged already.
+    `measures` holds what the rule's `measure` made of the full values, by (step, column).
     """
 
     worker: int
@@ -96,6 +126,7 @@ class Block:
     present: Bools
     first: int
     statistics: Mapping[str, Floats]
+    measures: Mapping[tuple[int, int], Floats] = field(default_factory=dict)
     read: Callable[[str, int], Any] | None = None
 
     def stat(self, name: str) -> Floats:
@@ -105,10 +136,14 @@ class Block:
         return self.statistics[name]
 
     def value(self, row: int, tensor: int) -> Any:
-        """Return the full value (ndarray) of one tensor at one row; OnlyStatistics where none was kept."""
+        """Return the full value (ndarray) of one tensor at one row, read now; OnlyStatistics where none was kept."""
         if self.read is None:
             raise SmdbgError("The rule asks for values and does not say so in its needs().")
         return self.read(self.names[tensor], int(self.steps[row]))
+
+    def measured(self, row: int, column: int) -> Floats | None:
+        """Return what `measure` made of the value at a row and column; None where no value was kept."""
+        return self.measures.get((int(self.steps[row]), column))
 
 
 @dataclass(frozen=True)
@@ -213,6 +248,17 @@ class Rule:
     def evaluate(self, block: Block, state: State) -> tuple[Judgement, State]:
         """Judge a block, given the state left by the block before ({} at first), and return the next state."""
         raise NotImplementedError(f"The rule {self.name} has no evaluate().")
+
+    def measure(self, sample: Sample) -> Floats | None:
+        """Return the few numbers (float64[n]) that the rule wants to know of one full value; it may run in any thread.
+
+        Only asked where `needs().values` is set, and once for each value that was kept.
+        """
+        raise NotImplementedError(f"The rule {self.name} has no measure().")
+
+    def grade(self, facts: Facts, course: Course) -> Severity:
+        """Return how bad a finding is, given how the training as a whole went; the parameter `severity` by default."""
+        return self.severity
 
     def message(self, facts: Facts) -> str:
         """Return one or two sentences with tensor, step and figures."""

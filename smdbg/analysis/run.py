@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smdbg.analysis.concurrency import requests_at_a_time
-from smdbg.analysis.matrix import statistic_matrix, tensor_statistics
+from smdbg.analysis.matrix import statistic_matrices, tensor_statistics
 from smdbg.analysis.tensor import Tensor, listing
 from smdbg.errors import BadSelection, DamagedData, TensorNotFound, near
 from smdbg.select import select
@@ -307,8 +307,19 @@ class Run:
         worker: int = 0,
     ) -> StatsMatrix:
         """Return one statistic, stored or derived, of many tensors at the steps where any of them is present."""
+        return self.stats_of([statistic], collection, mode, tensors, worker)[statistic]
+
+    def stats_of(
+        self,
+        statistics: Sequence[str],
+        collection: str | None = None,
+        mode: str | None = None,
+        tensors: Iterable[str] | None = None,
+        worker: int = 0,
+    ) -> dict[str, StatsMatrix]:
+        """Return several statistics at once, each as `stats` does; what they share is read once."""
         names = self.tensors(collection=collection) if tensors is None else [self.tensor(n).name for n in tensors]
-        parts: list[tuple[Steps, list[int], NDArray[np.float64], NDArray[np.float64]]] = []
+        parts: list[tuple[Steps, list[int], dict[str, NDArray[np.float64]], NDArray[np.float64]]] = []
         for one in self._stored.of_rank(self._rank(worker)):
             homes: dict[str, list[int]] = {}
             for number, name in enumerate(names):
@@ -317,18 +328,26 @@ class Run:
             for home, numbers in homes.items():
                 rows = self._rows(one, home, mode)
                 entries = [one.entries[names[n]] for n in numbers]
-                found, count = statistic_matrix(self._stored, one, entries, rows, statistic)
+                found, count = statistic_matrices(self._stored, one, entries, rows, statistics)
                 parts.append((one.log[one.rows_of(home)[rows], 0], numbers, found, count))
+        if len(parts) == 1 and len(parts[0][1]) == len(names) and (np.diff(parts[0][0]) > 0).all():
+            steps, _, found, count = parts[0]
+            present = ~np.isnan(count)
+            kept = present.any(axis=1)
+            if not kept.all():
+                steps, present, found = steps[kept], present[kept], {n: m[kept] for n, m in found.items()}
+            return {name: StatsMatrix(steps, names, matrix, present) for name, matrix in found.items()}
         every = [np.zeros(0, np.int64)] + [at[~np.isnan(count).all(axis=1)] for at, _, _, count in parts]
         steps = np.unique(np.concatenate(every))
-        matrix = np.full((steps.size, len(names)), np.nan)
-        present = np.zeros(matrix.shape, bool)
+        matrices = {name: np.full((steps.size, len(names)), np.nan) for name in statistics}
+        present = np.zeros((steps.size, len(names)), bool)
         for at, numbers, found, count in parts:
             i, j = np.nonzero(~np.isnan(count))
             row, column = np.searchsorted(steps, at[i]), np.array(numbers)[j]
-            matrix[row, column] = found[i, j]
+            for name, matrix in matrices.items():
+                matrix[row, column] = found[name][i, j]
             present[row, column] = True
-        return StatsMatrix(steps, names, matrix, present)
+        return {name: StatsMatrix(steps, names, matrix, present) for name, matrix in matrices.items()}
 
     def _rows(self, one: Attempt, collection: str, mode: str | None) -> NDArray[np.int64]:
         """Return the rows of a collection that are shown and of that mode; the same for each tensor, so kept."""

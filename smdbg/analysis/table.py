@@ -5,36 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smdbg.analysis.findings import Bools, Floats, Ints
 from smdbg.analysis.rule import Block
-from smdbg.analysis.run import Run, StatsMatrix, StepTable
 from smdbg.store.format import TensorInfo
 
+if TYPE_CHECKING:
+    from smdbg.analysis.run import Run, StatsMatrix
+    from smdbg.analysis.view import View
+
 PRESENCE = "count"  # the statistic that every saved tensor has
-
-
-@dataclass
-class Matrices:
-    """The statistics of one worker and mode, each (collection, statistic) read once and kept."""
-
-    run: Run
-    worker: int
-    mode: str
-
-    def __post_init__(self) -> None:
-        """Read the log; nothing else is read yet."""
-        self.log: StepTable = self.run.step_table(self.worker)
-        self._kept: dict[tuple[str, str], StatsMatrix] = {}
-
-    def get(self, collection: str, statistic: str) -> StatsMatrix:
-        """Return the matrix of one statistic over all tensors of a collection."""
-        key = (collection, statistic)
-        if key not in self._kept:
-            self._kept[key] = self.run.stats(statistic, collection=collection, mode=self.mode, worker=self.worker)
-        return self._kept[key]
+PARAMETER = "parameter"
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,9 @@ class Table:
     present: Bools
     statistics: Mapping[str, Floats]
 
-    def blocks(self, starts: Sequence[int], look_back: int, values: bool) -> Iterator[Block]:
+    def blocks(
+        self, starts: Sequence[int], look_back: int, values: bool, measures: Mapping[tuple[int, int], Floats]
+    ) -> Iterator[Block]:
         """Cut the table into blocks that begin at the rows `starts`, each with up to `look_back` earlier rows."""
         names = tuple(info.name for info in self.infos)
         for start, end in pairwise([*starts, len(self.steps)]):
@@ -66,6 +53,7 @@ class Table:
                 present=self.present[part],
                 first=start - part.start,
                 statistics={name: matrix[part] for name, matrix in self.statistics.items()},
+                measures=measures,
                 read=self._read if values else None,
             )
 
@@ -83,62 +71,113 @@ class Table:
 
 
 def read_table(
-    matrices: Matrices, infos: Sequence[TensorInfo], statistics: Sequence[str], start: int, end: int | None
+    view: View, infos: Sequence[TensorInfo], statistics: Sequence[str], mode: str, worker: int
 ) -> Table:
-    """Return the table of these tensors from step `start` up to, not including, `end`.
+    """Return the table of these tensors within the bounds of the view.
 
-    Its rows are the steps at which any of the tensors is present; NaN and False stand where one is not.
+    Its rows are the steps at which any of the tensors is present; NaN and False stand where one is not. A statistic
+    with a dot is that of the tensor that belongs to each of them: `gradient.l2`.
     """
-    homes: dict[str, list[int]] = {}
-    for index, info in enumerate(infos):
-        homes.setdefault(info.collection, []).append(index)
-    parts = [_Part.of(matrices, home, columns, infos) for home, columns in homes.items()]
-    steps = np.unique(np.concatenate([np.zeros(0, np.int64), *(part.steps_present() for part in parts)]))
-    steps = steps[(steps >= start) & ((end is None) | (steps < (end or 0)))]
-    present = np.zeros((len(steps), len(infos)), np.bool_)
-    tables = {name: np.full(present.shape, np.nan) for name in statistics}
-    for part in parts:
-        part.place(part.base.present, steps, present)
-        for name, table in tables.items():
-            part.place(matrices.get(part.collection, name).matrix, steps, table)
-    rows = np.searchsorted(matrices.log.step, steps)
+    parts = _parts(view, infos, PRESENCE, mode, worker)
+    steps = parts[0].steps_present() if len(parts) == 1 else _union([part.steps_present() for part in parts])
+    steps = steps[view.inside(steps)]
+    present = _placed(parts, "present", steps, len(infos), np.zeros)
+    tables: dict[str, Floats] = {}
+    for name in statistics:
+        role, dot, own = name.partition(".")
+        chosen = partners(view.catalogue, infos, role) if dot else list(infos)
+        found = _parts(view, chosen, own if dot else name, mode, worker)
+        tables[name] = _placed(found, "matrix", steps, len(infos), _nans)
+    log = view.log(worker)
+    rows = np.searchsorted(log.step, steps)
     return Table(
-        run=matrices.run,
-        worker=matrices.worker,
-        mode=matrices.mode,
+        run=view.run,
+        worker=worker,
+        mode=mode,
         infos=tuple(infos),
         steps=steps,
-        mode_steps=matrices.log.mode_step[rows],
-        attempts=matrices.log.attempt[rows],
+        mode_steps=log.mode_step[rows],
+        attempts=log.attempt[rows],
         present=present,
         statistics=tables,
     )
 
 
+def partners(
+    catalogue: Mapping[str, TensorInfo], infos: Sequence[TensorInfo], role: str
+) -> list[TensorInfo | None]:
+    """Return, for each tensor, the one of the role (gradient, update, ...) that belongs to the same parameter.
+
+    `parameter` is the parameter itself. None where there is no such tensor.
+    """
+    known = {(info.of, info.role): info for info in catalogue.values() if info.of}
+    found: list[TensorInfo | None] = []
+    for info in infos:
+        parameter = info.of or info.name
+        found.append(catalogue.get(parameter) if role == PARAMETER else known.get((parameter, role)))
+    return found
+
+
+def _union(steps: Sequence[Ints]) -> Ints:
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *steps]))
+
+
+def _nans(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.full(shape, np.nan, dtype)
+
+
 @dataclass(frozen=True)
 class _Part:
-    """The share of a table that comes from one collection: columns `source` of its matrices go to `target`."""
+    """The share of a table that comes from one collection: columns `source` of its matrix go to `target`."""
 
-    collection: str
     base: StatsMatrix
     source: Ints
     target: Ints
 
-    @classmethod
-    def of(cls, matrices: Matrices, collection: str, columns: Sequence[int], infos: Sequence[TensorInfo]) -> _Part:
-        """Find the columns of these tensors in the matrices of their collection; one not there yet is left out."""
-        base = matrices.get(collection, PRESENCE)
-        place = {name: index for index, name in enumerate(base.names)}
-        known = [index for index in columns if infos[index].name in place]
-        source = np.array([place[infos[index].name] for index in known], np.int64)
-        return cls(collection, base, source, np.array(known, np.int64))
-
     def steps_present(self) -> Ints:
         """Return the steps at which any of the tensors is present."""
-        return np.asarray(self.base.steps[self.base.present[:, self.source].any(axis=1)], np.int64)
+        return np.asarray(self.base.steps[self.base.present[:, _slice(self.source)].any(axis=1)], np.int64)
 
-    def place(self, matrix: Bools | Floats, steps: Ints, table: Bools | Floats) -> None:
-        """Copy the columns of `matrix` into `table`, whose rows are `steps`."""
-        rows = np.flatnonzero(np.isin(self.base.steps, steps))
-        into = np.searchsorted(steps, self.base.steps[rows])
-        table[into[:, None], self.target] = matrix[rows[:, None], self.source]
+
+def _parts(
+    view: View, infos: Sequence[TensorInfo | None], statistic: str, mode: str, worker: int
+) -> list[_Part]:
+    """Find the columns of these tensors in the matrices of their collections; one not there yet is left out."""
+    homes: dict[str, list[int]] = {}
+    for index, info in enumerate(infos):
+        if info is not None:
+            homes.setdefault(info.collection, []).append(index)
+    parts = []
+    for home, columns in homes.items():
+        base = view.matrix(home, statistic, mode, worker)
+        place = {name: index for index, name in enumerate(base.names)}
+        names = [(index, info.name) for index in columns if (info := infos[index]) is not None and info.name in place]
+        source = np.array([place[name] for _, name in names], np.int64)
+        parts.append(_Part(base, source, np.array([index for index, _ in names], np.int64)))
+    return parts
+
+
+def _placed(parts: Sequence[_Part], what: str, steps: Ints, width: int, empty: Any) -> npt.NDArray[Any]:
+    """Return a table [steps, width] put together from the matrices (or the presence) of some collections."""
+    dtype = np.bool_ if what == "present" else np.float64
+    if len(parts) == 1 and np.array_equal(parts[0].target, np.arange(width)):
+        matrix: npt.NDArray[Any] = getattr(parts[0].base, what)[:, _slice(parts[0].source)]
+        if np.array_equal(parts[0].base.steps, steps):
+            return matrix  # nothing to place: no copy
+    table: npt.NDArray[Any] = empty((len(steps), width), dtype)
+    for part in parts:
+        matrix = getattr(part.base, what)[:, _slice(part.source)]
+        if np.array_equal(part.base.steps, steps):
+            table[:, _slice(part.target)] = matrix
+            continue
+        rows = np.flatnonzero(np.isin(part.base.steps, steps))
+        into = np.searchsorted(steps, part.base.steps[rows])
+        table[into[:, None], part.target] = matrix[rows]
+    return table
+
+
+def _slice(columns: Ints) -> Any:
+    """Return a slice where the columns follow each other, so that nothing is copied; else the columns."""
+    if len(columns) and (np.diff(columns) == 1).all():
+        return slice(int(columns[0]), int(columns[-1]) + 1)
+    return columns

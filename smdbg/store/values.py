@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from smdbg.store.parts import DamagedChunk
 from smdbg.store.shard import crc32c
 
 CACHE_BYTES = 256 << 20
+TURN_BYTES = 1 << 20  # of a table, turned at a time from a line a tensor to an array a statistic
 
 Rows = NDArray[np.int64]
 T = TypeVar("T")
@@ -32,13 +34,14 @@ class Values:
         self.backend = backend
         self._small_table = small_table
         self._cache: dict[tuple[str, str], NDArray[Any]] = {}
+        self._lock = RLock()  # tables may be asked for from several threads, and each is read once
 
     def table(
         self,
         one: Attempt,
         path: str,
         rows: Rows,
-        tensors: int | Rows,
+        tensors: int | Rows | slice,
         column: int | slice = slice(None),
     ) -> NDArray[Any]:
         """Return lines of a statistics, layout or feature array: [rows, last] of one tensor, [rows, tensors, last].
@@ -47,12 +50,13 @@ class Values:
         wanted is read whole and kept, since the next question is about the same one. Raises DamagedData.
         """
         spec = _spec(one, path)
-        if np.max(tensors, initial=0) >= spec.tail[0]:
+        if not isinstance(tensors, slice) and np.max(tensors, initial=0) >= spec.tail[0]:
             raise DamagedData(f"{one.base}: the catalogue places a tensor outside of {path}")
         first = spec.first_row // spec.shard[0] * spec.shard[0]  # no shard before it was ever written
         there = rows >= first
         wanted = rows[there]
-        held = self._held_table(one, spec, first, rows.size)
+        with self._lock:
+            held = self._held_table(one, spec, first, rows.size)
         if held is not None:
             found = _of_rows(held, wanted - first)[:, tensors, column]
         elif wanted.size:
@@ -64,6 +68,24 @@ class Values:
         out = np.full((rows.size, *found.shape[1:]), np.nan if spec.dtype.startswith("float") else 0, spec.dtype)
         out[there] = found
         return out
+
+    def columns(
+        self, one: Attempt, path: str, rows: Rows, tensors: Rows, columns: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        """Return some numbers of each line of a statistics array, one array [rows, tensors] a number.
+
+        The table is gone through once, in parts that stay in the processor's cache.
+        """
+        spec = _spec(one, path)
+        every = np.array_equal(tensors, np.arange(spec.tail[0]))
+        table = self.table(one, path, rows, slice(None) if every else tensors)
+        out = np.empty((len(columns), *table.shape[:2]), spec.dtype)
+        height = max(1, TURN_BYTES // max(1, table[:1].nbytes))
+        for start in range(0, len(table), height):
+            part = table[start : start + height]
+            for number, column in enumerate(columns):
+                out[number, start : start + height] = part[:, :, column]
+        return list(out)
 
     def _held_table(self, one: Attempt, spec: ArraySpec, first: int, wanted: int) -> NDArray[Any] | None:
         """Return a table from row `first` on, reading only what was not held before; None where that does not pay."""
@@ -116,12 +138,13 @@ class Values:
     def number_rows(self, one: Attempt, path: str, rows: Rows) -> NDArray[Any]:
         """Return whole rows of an array of short rows, [len(rows), elements]; the same question again is free."""
         key = (one.base, f"{path}@{rows.size}.{crc32c(rows.tobytes())}")
-        if key not in self._cache:
-            found = self._rows(one, _spec(one, path), rows)
-            if found.nbytes > CACHE_BYTES // 4:
-                return found
-            self._keep(key, found)
-        return self._cache[key]
+        with self._lock:
+            if key not in self._cache:
+                found = self._rows(one, _spec(one, path), rows)
+                if found.nbytes > CACHE_BYTES // 4:
+                    return found
+                self._keep(key, found)
+            return self._cache[key]
 
     def values(
         self, one: Attempt, entry: Entry, rows: Rows, index: tuple[Any, ...] | None = None
