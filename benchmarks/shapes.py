@@ -13,7 +13,7 @@ import numpy as np
 from child import Watch
 from numpy.typing import NDArray
 
-from smdbg import Hook, ReductionConfig
+from smdbg import Hook, ReductionConfig, SaveConfig
 from smdbg.analysis.run import open_run
 
 HUGE_COLUMNS = 1024
@@ -51,6 +51,38 @@ def tensors(url: str, tensors: str, steps: str, side: str, values: str) -> None:
             hook.end_step()
         _require(hook)
     _tell(watch, given=block.nbytes * int(steps))
+
+
+def training(url: str, layers: str, steps: str, side: str, values: str) -> None:
+    """Save what a healthy training of so many layers would: statistics of its weights, gradients, updates and outputs.
+
+    Beside them a loss that falls, a learning rate and a gradient norm. With `values` '1' full values too.
+    """
+    random = np.random.default_rng(0)
+    shape = (int(layers), int(side), int(side))
+    weights, noise = random.standard_normal(shape, np.float32) / 8, random.standard_normal((64, *shape), np.float32)
+    names = [f"layer{number}.weight" for number in range(len(weights))]
+    watch = _watch(url)
+    reduction = ReductionConfig(save_raw_tensor=values == "1")
+    collections = ["losses", "metrics", "weights", "gradients", "updates", "outputs"]
+    with Hook(url, SaveConfig(), reduction, collections, when_full="block") as hook:
+        hook.set_mode("train")
+        for step in range(int(steps)):
+            scale = np.float32(1e-3 + 0.1 / (1 + step / 50))
+            for number, name in enumerate(names):
+                draw = noise[(step + number) % len(noise), number]
+                of = {"of": name, "module_class": "Linear", "forward_order": number}
+                hook.save_tensor(name, weights[number], "weights", role="weight", module_class="Linear")
+                hook.save_tensor(f"gradient/{name}", scale * draw, "gradients", role="gradient", **of)
+                hook.save_tensor(f"update/{name}", np.float32(-1e-3) * draw, "updates", role="update", **of)
+                hook.save_tensor(f"layer{number}/output", draw, "outputs", role="output", **of)
+            weights -= np.float32(1e-3) * noise[step % len(noise)]
+            hook.save_scalar("loss", 2.3 / (1 + step / 100) + 0.05 * random.random(), "losses")
+            hook.save_tensor("sgd/lr/0", np.float64(0.1), "metrics", role="lr")
+            hook.save_scalar("sgd/grad_norm", float(scale) * 10 * (1 + 0.1 * random.random()))
+            hook.end_step()
+        _require(hook)
+    _tell(watch, given=4 * weights.nbytes * int(steps))
 
 
 def scalars(url: str, scalars: str, steps: str) -> None:

@@ -167,14 +167,13 @@ def _planned(rule: Rule, view: View) -> _Job:
     with _guarded(job):
         job.needs = rule.needs()
         job.names = rule.select(view.catalogue) if job.needs.tensors else []
-        used = {mode for name in job.names for mode in _modes(view, name)} if job.needs.tensors else view.run.modes()
-        job.modes = rule.modes([mode for mode in view.run.modes() if mode in used])
+        modes = view.run.modes()
+        if job.needs.tensors:
+            used = {mode for name in job.names for mode in view.modes_of(name)}
+            modes = [mode for mode in modes if mode in used]
+        job.modes = rule.modes(modes)
         job.reason = rule.applicable() or _no_match(job, view.run, bool(view.catalogue))
     return job
-
-
-def _modes(view: View, name: str) -> list[str]:
-    return [mode for mode in view.run.modes() if len(view.run.tensor(name).steps(mode))]
 
 
 def _no_match(job: _Job, run: Run, any_tensor: bool) -> str:

@@ -290,27 +290,38 @@ def persistent(block: Block, now: Judgement, repeats: int, within: int, state: S
     """
     if within <= 1:
         return now, state
-    judged, violated = np.zeros_like(now.judged), np.zeros_like(now.violated)
-    since, before = np.full(judged.shape, NO_STEP, np.int64), np.full(judged.shape, NO_STEP, np.int64)
+    first, steps = block.first, block.steps[block.first :]
+    held = [state.get(name, []) for name in block.names]
+    judged, bad = now.judged[first:], now.judged[first:] & now.violated[first:]
+    rank = np.cumsum(judged, axis=0, dtype=np.int32) + np.array([len(past) for past in held], np.int32)
+    enough, violated = np.zeros_like(now.judged), np.zeros_like(now.violated)
+    enough[first:] = judged & (rank >= within)
+    since, before = np.full(violated.shape, NO_STEP, np.int64), np.full(violated.shape, NO_STEP, np.int64)
+    # Where nothing is wrong, which is the rule, columns are not looked at one by one.
+    whole = judged.all(axis=0) & ~bad.any(axis=0) & np.array([not any(hit for _, hit in past) for past in held], bool)
+    quiet = [[step, 0] for step in steps[-within - 1 :].tolist()]
     later: State = {}
     for column, name in enumerate(block.names):
-        rows = block.first + np.flatnonzero(now.judged[block.first :, column])
-        past = np.array(state.get(name, []), np.int64).reshape(-1, 2)
-        steps = np.concatenate([past[:, 0], block.steps[rows]])
-        bad = np.concatenate([past[:, 1], now.violated[rows, column]])
-        total = np.concatenate([[0], np.cumsum(bad)])
-        ends = np.arange(len(past), len(bad)) + 1
-        hits = total[ends] - total[np.maximum(ends - within, 0)]
-        violated[rows, column] = (hits >= repeats) & (bad[len(past) :] > 0)
-        judged[rows, column] = (ends >= within) | violated[rows, column]
-        for row, end in zip(rows[violated[rows, column]], ends[violated[rows, column]], strict=True):
+        if whole[column] and len(quiet) > within:
+            later[name] = quiet
+            continue
+        rows = np.flatnonzero(judged[:, column])
+        past = np.array(held[column], np.int64).reshape(-1, 2)
+        known = np.concatenate([past[:, 0], steps[rows]])
+        hit = np.concatenate([past[:, 1], bad[rows, column]])
+        total = np.concatenate([[0], np.cumsum(hit)])
+        ends = np.arange(len(past), len(hit)) + 1
+        found = (total[ends] - total[np.maximum(ends - within, 0)] >= repeats) & (hit[len(past) :] > 0)
+        violated[first + rows, column] = found
+        enough[first + rows[found], column] = True
+        for row, end in zip(first + rows[found], ends[found], strict=True):
             start = max(end - within, 0)
-            began = start + int(bad[start:end].argmax())
-            since[row, column] = steps[began]
-            if began and not bad[began - 1]:
-                before[row, column] = steps[began - 1]
-        later[name] = np.stack([steps, bad], axis=1)[-within - 1 :].tolist()
-    return Judgement(judged, violated, now.worst, now.kind, since, before, now.notes), later
+            began = start + int(hit[start:end].argmax())
+            since[row, column] = known[began]
+            if began and not hit[began - 1]:
+                before[row, column] = known[began - 1]
+        later[name] = np.stack([known, hit], axis=1)[-within - 1 :].tolist()
+    return Judgement(enough, violated, now.worst, now.kind, since, before, now.notes), later
 
 
 def all_rules() -> list[str]:

@@ -109,6 +109,7 @@ class Run:
         """Wrap a stored run; use `open_run`."""
         self._stored = stored
         self._shown: dict[tuple[int, str, str | None], NDArray[np.int64]] = {}
+        self._modes: dict[tuple[int, str, int], frozenset[int]] = {}
         self.storage_options = dict(storage_options or {})
         self._catalogue()
 
@@ -206,12 +207,30 @@ class Run:
         """Return every attempt of a worker, or of all."""
         return [_facts(one) for one in self._stored.attempts if worker is None or one.rank == worker]
 
-    def modes(self) -> list[str]:
-        """Return the modes that have steps: of global, train, eval, predict."""
+    def modes(self, tensor: str | None = None) -> list[str]:
+        """Return the modes that have steps, or in which a tensor was saved: of global, train, eval, predict."""
         seen: set[int] = set()
-        for rank in self.workers():
-            seen.update(np.unique(self._stored.log_rows(rank)[:, 1]).tolist())
+        if tensor is None:
+            for rank in self.workers():
+                seen.update(np.unique(self._stored.log_rows(rank)[:, 1]).tolist())
+        else:
+            for rank, attempt in self._entries[self.tensor(tensor).name]:
+                seen.update(self._modes_on(tensor, rank, attempt))
         return [mode for number, mode in enumerate(MODES) if number in seen]
+
+    def _modes_on(self, name: str, rank: int, attempt: int) -> frozenset[int]:
+        """Return the numbers of the modes in which an attempt saved a tensor; told by the catalogue where it can be."""
+        one = next(one for one in self._stored.of_rank(rank) if one.attempt == attempt)
+        entry = one.entries[name]
+        at, home = one.rows_of(entry.info.collection), entry.info.collection
+        rows = self._rows(one, home, None)
+        if not entry.whole:
+            count = tensor_statistics(self._stored, one, entry, rows, ())[1]
+            return frozenset(one.log[at[rows[~np.isnan(count)]], 1].tolist())
+        key = (id(one), home, entry.since)
+        if key not in self._modes:
+            self._modes[key] = frozenset(one.log[at[rows[rows >= entry.since]], 1].tolist())
+        return self._modes[key]
 
     def collections(self) -> list[str]:
         """Return the collections that hold something, in order of first save."""
@@ -411,6 +430,7 @@ class Run:
         known = self._stored.attempts
         self._stored.refresh()
         self._shown.clear()
+        self._modes.clear()
         if [id(one) for one in known] != [id(one) for one in self._stored.attempts]:
             self._catalogue()
 

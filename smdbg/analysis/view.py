@@ -31,6 +31,7 @@ class _Reads:
     courses: dict[tuple[int, int, int | None], Course] = field(default_factory=dict)
     matrices: dict[tuple[str, str, str, int], StatsMatrix] = field(default_factory=dict)
     kept_bytes: int = 0
+    modes: dict[str, list[str]] = field(default_factory=dict)
     planned: dict[str, set[str]] = field(default_factory=dict)
     measures: dict[tuple[str, str, str, int], dict[int, Floats]] = field(default_factory=dict)
 
@@ -153,6 +154,8 @@ class View:
         self._reads.measures[label, name, mode, worker] = found
 
     def modes_of(self, name: str) -> list[str]:
-        """Return the modes in which a tensor was saved within the bounds, on any worker."""
-        workers = self.run.tensor(name).workers()
-        return [m for m in self.run.modes() if any(len(self.series(name, m, w, PRESENCE)[0]) for w in workers)]
+        """Return the modes in which a tensor was saved, on any worker, without bounds."""
+        if name not in self._reads.modes:
+            with self._reads.lock:
+                self._reads.modes[name] = self.run.modes(name)
+        return self._reads.modes[name]

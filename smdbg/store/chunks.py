@@ -150,18 +150,27 @@ def read_rows(backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int
 
     Raises DamagedData.
     """
-    if spec.chunk[1:] != spec.tail:
-        raise DamagedData(f"{backend.url}/{base}/{spec.path}: its chunks are not whole rows")
     out: NDArray[Any] | None = None
-    height = spec.chunk[0]
-    groups = rows // height
-    wanted = [Chunk(int(g)) for g in np.unique(groups)]
-    for chunk, content in fetch(backend, base, spec, wanted):
+    for here, part in read_parts(backend, base, spec, rows):
         if out is None:  # memory is taken only after the store has shown that such data exist
             out = np.empty((rows.size, *spec.tail), spec.dtype)
-        here = groups == chunk.group
-        out[here] = content[rows[here] - chunk.group * height]
+        out[here] = part
     return np.empty((rows.size, *spec.tail), spec.dtype) if out is None else out
+
+
+def read_parts(
+    backend: Backend, base: str, spec: ArraySpec, rows: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield (which of `rows`, their content [n, *tail]) chunk by chunk; `rows` ascend. Errors as of `read_rows`."""
+    if spec.chunk[1:] != spec.tail:
+        raise DamagedData(f"{backend.url}/{base}/{spec.path}: its chunks are not whole rows")
+    height = spec.chunk[0]
+    groups = rows // height
+    for chunk, content in fetch(backend, base, spec, [Chunk(int(g)) for g in np.unique(groups)]):
+        here = slice(*np.searchsorted(groups, [chunk.group, chunk.group + 1]).tolist())
+        inside = rows[here] - chunk.group * height
+        follow = int(inside[-1]) - int(inside[0]) + 1 == inside.size
+        yield here, content[int(inside[0]) : int(inside[-1]) + 1] if follow else content[inside]
 
 
 def read_elements(

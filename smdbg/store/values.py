@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from smdbg.errors import DamagedData
 from smdbg.store.attempt import Attempt
 from smdbg.store.backend import Backend
-from smdbg.store.chunks import cut, read_elements, read_rows
+from smdbg.store.chunks import cut, read_elements, read_parts, read_rows
 from smdbg.store.dtypes import decode
 from smdbg.store.format import ArraySpec, Entry, ValueSlot, product
 from smdbg.store.parts import DamagedChunk
 from smdbg.store.shard import crc32c
 
 CACHE_BYTES = 256 << 20
-TURN_BYTES = 1 << 20  # of a table, turned at a time from a line a tensor to an array a statistic
+TURN_BYTES = 4 << 20  # a larger table is not kept: of it the statistics that are asked for are
 
 Rows = NDArray[np.int64]
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Values:
         one: Attempt,
         path: str,
         rows: Rows,
-        tensors: int | Rows | slice,
+        tensors: int | Rows,
         column: int | slice = slice(None),
     ) -> NDArray[Any]:
         """Return lines of a statistics, layout or feature array: [rows, last] of one tensor, [rows, tensors, last].
@@ -50,7 +50,7 @@ class Values:
         wanted is read whole and kept, since the next question is about the same one. Raises DamagedData.
         """
         spec = _spec(one, path)
-        if not isinstance(tensors, slice) and np.max(tensors, initial=0) >= spec.tail[0]:
+        if np.max(tensors, initial=0) >= spec.tail[0]:
             raise DamagedData(f"{one.base}: the catalogue places a tensor outside of {path}")
         first = spec.first_row // spec.shard[0] * spec.shard[0]  # no shard before it was ever written
         there = rows >= first
@@ -74,18 +74,34 @@ class Values:
     ) -> list[NDArray[Any]]:
         """Return some numbers of each line of a statistics array, one array [rows, tensors] a number.
 
-        The table is gone through once, in parts that stay in the processor's cache.
+        A large table is gone through once, chunk by chunk.
         """
         spec = _spec(one, path)
+        first = spec.first_row // spec.shard[0] * spec.shard[0]
+        large = rows.size * product(spec.tail) * spec.itemsize > TURN_BYTES
+        if large and (one.base, path) not in self._cache and spec.chunk[1:] == spec.tail and (rows >= first).all():
+            return self._turned(one, spec, rows, tensors, columns)
+        table = self.table(one, path, rows, tensors)
+        return [np.ascontiguousarray(table[:, :, column]) for column in columns]
+
+    def _turned(
+        self, one: Attempt, spec: ArraySpec, rows: Rows, tensors: Rows, columns: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        """Return columns of a large table, chunk by chunk: the table as it is stored is never in memory whole."""
+        if np.max(tensors, initial=0) >= spec.tail[0]:
+            raise DamagedData(f"{one.base}: the catalogue places a tensor outside of {spec.path}")
         every = np.array_equal(tensors, np.arange(spec.tail[0]))
-        table = self.table(one, path, rows, slice(None) if every else tensors)
-        out = np.empty((len(columns), *table.shape[:2]), spec.dtype)
-        height = max(1, TURN_BYTES // max(1, table[:1].nbytes))
-        for start in range(0, len(table), height):
-            part = table[start : start + height]
-            for number, column in enumerate(columns):
-                out[number, start : start + height] = part[:, :, column]
-        return list(out)
+
+        def read() -> list[NDArray[Any]]:
+            out: NDArray[Any] | None = None
+            for here, part in read_parts(self.backend, one.base, spec, rows):
+                if out is None:  # memory is taken only after the store has shown that such data exist
+                    out = np.empty((len(columns), rows.size, len(tensors)), spec.dtype)
+                for number, column in enumerate(columns):
+                    out[number, here] = part[:, :, column] if every else part[:, tensors, column]
+            return list(np.empty((len(columns), 0, len(tensors)), spec.dtype) if out is None else out)
+
+        return _told(one, _home(spec), rows, f"{spec.kind} of collection {_home(spec)!r}", read)
 
     def _held_table(self, one: Attempt, spec: ArraySpec, first: int, wanted: int) -> NDArray[Any] | None:
         """Return a table from row `first` on, reading only what was not held before; None where that does not pay."""
