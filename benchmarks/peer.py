@@ -22,6 +22,8 @@ from timing import Action, Cost, Line, compare, interleaved, timed
 from workload import SCALARS, SIDE, TENSORS, Step, step, stored
 
 from smdbg import Hook
+from smdbg.analysis.checker import check
+from smdbg.analysis.rule import build, find_rule
 from smdbg.analysis.run import open_run
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +33,9 @@ PACKAGES = ("smdebug==1.0.34", "numpy<2.3", "protobuf==3.20.3", "requests", "pan
 HOME = HERE.parent / "build" / "smdebug-1.0.34"
 ROUNDS, STEPS, SCALAR_STEPS = 5, 10, 100
 TENSOR = "layer1/value"
+MANY, MANY_SIDE, MANY_STEPS = 100, 16, 40
+RULES = ("exploding_tensor", "vanishing_gradient", "all_zero", "tensor_variance", "loss_not_decreasing")
+TIMES_FASTER = 50.0
 PYTHON_ONLY = (
     "of protobuf 3.20 there are compiled packages up to Python 3.10 only; with this Python it runs as plain Python"
 )
@@ -77,7 +82,7 @@ def measure(setting: Setting) -> list[Line]:
     peer = Peer(python)
     try:
         with folder() as root:
-            return [*_lines(setting, peer, root), _imports(python)]
+            return [*_lines(setting, peer, root), _rules(setting, peer, root), _imports(python)]
     finally:
         peer.end()
 
@@ -217,6 +222,45 @@ def _reading(setting: Setting, peer: Peer, root: Path) -> list[Line]:
         Line("bytes of the run", f"{sizes[0]:,}", f"{sizes[1]:,}", [sizes[0] / sizes[1]], 1.0,
              note="smdbg keeps 13 statistics and a checksum of all; room for later rows is not stored"),
     ]  # fmt: skip
+
+
+def _rules(setting: Setting, peer: Peer, root: Path) -> Line:
+    """The same five rules over the same numbers, opening the run included."""
+    block = np.random.default_rng(0).standard_normal((MANY, MANY_SIDE, MANY_SIDE), np.float32)
+    with Hook(root / "many") as hook:
+        for at in range(MANY_STEPS):
+            for number, tensor in enumerate(block):
+                hook.save_tensor(f"layer{number}/value", tensor)
+            hook.save_scalar("loss", 2.0 / (1 + at), "losses")
+            hook.end_step()
+        stored(hook)
+    peer.ask("write_many", folder=str(root / "their-many"), tensors=MANY, side=MANY_SIDE, steps=MANY_STEPS)
+    every = {"include": "layer*/value"}
+    given: dict[str, dict[str, object]] = {
+        "vanishing_gradient": every,
+        "all_zero": every,
+        "tensor_variance": {**every, "max_threshold": 1e6},
+    }
+    rules = [build(find_rule(name), given.get(name, {})) for name in RULES]
+
+    def ours() -> None:
+        report = check(open_run(root / "many"), rules)
+        if len(report.judged) != len(RULES):
+            raise RuntimeError(f"not all was judged: {report.rules}")
+
+    costs = interleaved(
+        setting.rounds(3),
+        {
+            "ours": timed(ours),
+            "theirs": lambda: peer.ask("rules", folder=str(root / "their-many"), tensors=MANY, steps=MANY_STEPS),
+        },
+    )
+    name = f"five rules over {MANY} tensors x {MANY_STEPS} steps, opening the run included: how many times as fast"
+    pairs = zip(costs["ours"], costs["theirs"], strict=True)
+    shown = compare("", costs["ours"], costs["theirs"])
+    note = "smdebug's rules were never published: these ask its Trial API for each tensor and step, as its examples do"
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in pairs]
+    return Line(name, shown.ours, shown.base, ratios, TIMES_FASTER, at_least=True, note=note)
 
 
 def _same(found: Any, saved: Step, steps: int) -> None:

@@ -29,6 +29,7 @@ REDUCTIONS = ReductionConfig(
     reductions=["min", "max", "mean", "std"], abs_reductions=["max", "mean"], save_raw_tensor=True
 )
 VALUES = ReductionConfig(save_raw_tensor=True)
+LOSS = "scalar/loss"  # what its save_scalar makes of `loss`
 
 
 class NeutralHook(CallbackHook):
@@ -149,6 +150,59 @@ class Work:
         took = time.perf_counter() - start
         assert len(found[0]) == steps
         return took
+
+    def write_many(self, folder: str, tensors: int, side: int, steps: int) -> float:
+        """Save values and reductions of many small tensors, and a loss."""
+        random = np.random.default_rng(0)
+        block = random.standard_normal((tensors, side, side), np.float32)
+        hook = NeutralHook(folder, REDUCTIONS)
+        start = time.perf_counter()
+        for step in range(steps):
+            saved = {f"layer{number}/value": tensor for number, tensor in enumerate(block)}
+            hook.save(saved, {"loss": 2.0 / (1 + step)})
+        took = time.perf_counter() - start
+        hook.close()
+        return took
+
+    def rules(self, folder: str, tensors: int, steps: int) -> float:
+        """Judge by five rules, as plainly as the API lets one: open the run, ask for each tensor at each step."""
+        start = time.perf_counter()
+        trial = _opened(folder)
+        names = [name for name in trial.tensor_names() if name != LOSS]
+        found = [rule(trial, names) for rule in (_exploding, _vanishing, _all_zero, _variance, _not_decreasing)]
+        took = time.perf_counter() - start
+        assert len(names) == tensors and len(trial.steps()) == steps
+        assert not any(found[:4])
+        return took
+
+
+def _each(trial: Any, names: list[str]) -> Any:
+    for name in names:
+        tensor = trial.tensor(name)
+        for step in tensor.steps():
+            yield tensor, step
+
+
+def _exploding(trial: Any, names: list[str]) -> bool:
+    return any([not np.isfinite(tensor.value(step)).all() for tensor, step in _each(trial, names)])
+
+
+def _vanishing(trial: Any, names: list[str]) -> bool:
+    return any([tensor.reduction_value(step, "mean", abs=True) < 1e-7 for tensor, step in _each(trial, names)])
+
+
+def _all_zero(trial: Any, names: list[str]) -> bool:
+    return any([np.mean(tensor.value(step) == 0) >= 1 for tensor, step in _each(trial, names)])
+
+
+def _variance(trial: Any, names: list[str]) -> bool:
+    return any([tensor.reduction_value(step, "std") ** 2 > 1e6 for tensor, step in _each(trial, names)])
+
+
+def _not_decreasing(trial: Any, names: list[str]) -> bool:
+    tensor = trial.tensor(LOSS)
+    values = [float(tensor.value(step)) for step in tensor.steps()]
+    return any([now > 0.999 * then for then, now in zip(values, values[10:], strict=False)])
 
 
 def _opened(folder: str) -> Any:

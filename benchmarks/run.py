@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 
 import blocked  # noqa: E402
+import checking  # noqa: E402
 import kernel  # noqa: E402
 import lifetime  # noqa: E402
 import memory  # noqa: E402
@@ -48,6 +49,7 @@ MEASUREMENTS = {
     "read-s3": Measurement("Reading from S3", reading.on_s3, True),
     "read-folder": Measurement("Reading from a folder", reading.in_folder),
     "kernel": Measurement("Statistics", kernel.measure),
+    "check": Measurement("Checking a run", checking.measure, True),
     "scale": Measurement("Scale", scale.measure, True),
     "huge": Measurement("A tensor of 4 GB", scale.huge),
     "constant": Measurement("Late steps against early ones", scale.late_steps, True),

@@ -49,7 +49,7 @@ def test_they_run_and_print_every_line():
 
 
 def test_those_of_reading_faults_and_scale_run():
-    names = ("read-s3", "read-folder", "lifetime", "scale", "huge", "constant", "default", "peer")
+    names = ("read-s3", "read-folder", "lifetime", "scale", "huge", "constant", "default", "check", "peer")
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", *(w for name in names for w in ("--only", name))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -64,6 +64,9 @@ def test_those_of_reading_faults_and_scale_run():
         "100,000 steps of 3 scalars: opening it",
         "64 workers x 10 steps, in a folder: writing it",
         "ten rows of it",
+        "`smdbg check` of 12 tensors x 3 steps of statistics, pack default",
+        "`smdbg check` of 12 tensors x 3 steps on S3: requests",
+        "unchanged_tensor over 0 MB of full values",
         "bytes put of 128 steps",
         "requests of 10 steps of 0.02 s in the default configuration",
     ):
