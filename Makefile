@@ -9,10 +9,10 @@ CHAOS ?= --rounds 100
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo test lint types bench chaos docs wheel clean
+.PHONY: help demo test lint types bench bench-detection chaos docs wheel clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## train, write to a real S3 server on this machine, then ls, inspect and check
 	$(PY) examples/demo_on_s3.py
@@ -32,6 +32,9 @@ types: $(VENV)/.dev ## mypy, strict
 
 bench: $(VENV)/.dev ## measure, and print the figures of benchmarks/RESULTS.md anew
 	$(PY) benchmarks/run.py
+
+bench-detection: $(VENV)/.dev ## train some 1,300 small models, healthy and faulty, and print what the rules find
+	$(PY) -m benchmarks.detection
 
 chaos: $(VENV)/.dev ## a hundred trainings under random faults: CHAOS='--rounds 1 --seed 7' repeats one
 	$(PY) tests/chaos.py $(CHAOS)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from smdbg.cli.exits import Exit
 from smdbg.cli.options import LISTINGS, attempt_option, mode_option, shared, words, worker_option
-from smdbg.cli.output import Format, printable, talk
+from smdbg.cli.output import Format, counted, printable, talk
 from smdbg.cli.root import Session
 from smdbg.cli.target import open_target
-from smdbg.errors import BadSelection, RuleNotFound, near
+from smdbg.errors import BadSelection, SmdbgError
 
 if TYPE_CHECKING:
+    from smdbg.analysis.baseline import Known
     from smdbg.analysis.checker import Report
-    from smdbg.analysis.pack import Pack
     from smdbg.analysis.rule import Rule
+    from smdbg.analysis.run import Run
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,51 @@ class Verdict:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a check is asked for."""
+
+    rules: tuple[str, ...]
+    ignore: tuple[str, ...]
+    pack: str | None
+    settings: tuple[str, ...]
+    plugin: tuple[str, ...]
+    reference: str | None
+    fail_on: str
+    allow_incomplete: bool
+    exit_zero: bool
+    baseline: str | None
+    write_baseline: str | None
+    reason: str | None
+    save: bool
+    mode: str | None
+    worker: int | None
+    attempt: str | int
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether the rules see all of the run."""
+        return self.mode is None and self.worker is None and not isinstance(self.attempt, int)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a saved verdict tells of them; of paths the names alone, which mean something elsewhere."""
+        files = {"pack": self.pack, "reference": self.reference, "baseline": self.baseline}
+        named = {key: value and value.rstrip("/").rpartition("/")[2] for key, value in files.items()}
+        return {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()},
+            **named,
+            "plugin": [Path(path).name for path in self.plugin],
+            "write_baseline": self.write_baseline is not None,
+        }
+
+
 @click.command("check", short_help="Run rules over a run and say what is wrong.")
 @click.option("--rules", "rules", multiple=True, metavar="NAME,…", help="Only these rules: names or globs.")
 @click.option("--ignore", multiple=True, metavar="NAME,…", help="Leave these rules out; wins over --rules.")
 @click.option("--pack", metavar="NAME|FILE", help="The rules of this pack.  [default: default]")
 @click.option("--set", "settings", multiple=True, metavar="RULE.PARAM=VALUE", help="Set a parameter; repeatable.")
+@click.option("--plugin", multiple=True, metavar="FILE.py", help="Rules of your own; repeatable.")
+@click.option("--reference", metavar="RUN", help="The run that ref(…) in expressions stands for.")
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "info"]),
@@ -46,24 +89,15 @@ class Verdict:
 )
 @click.option("--allow-incomplete", is_flag=True, help="Status 0 for a clean run that did not complete.")
 @click.option("--exit-zero", is_flag=True, help="Status 0 in place of 1.")
+@click.option("--baseline", metavar="FILE", help="Findings that are known and do not count.")
+@click.option("--write-baseline", metavar="FILE", help="Write all findings to FILE, or bring it up to date.")
+@click.option("--reason", metavar="TEXT", help="With --write-baseline: why the new ones are known.")
+@click.option("--save", is_flag=True, help="Leave the verdict in the run; `smdbg runs` shows the last one.")
 @mode_option
 @worker_option
 @attempt_option
 @shared(formats=(*LISTINGS, Format.JSON))
-def command(
-    session: Session,
-    form: Format,
-    rules: tuple[str, ...],
-    ignore: tuple[str, ...],
-    pack: str | None,
-    settings: tuple[str, ...],
-    fail_on: str,
-    allow_incomplete: bool,
-    exit_zero: bool,
-    mode: str | None,
-    worker: int | None,
-    attempt: str | int,
-) -> Exit:
+def command(session: Session, form: Format, **given: Any) -> Exit:
     """Run rules over a run and say what is wrong.
 
     \b
@@ -72,65 +106,135 @@ def command(
       smdbg check --rules exploding_tensor
       smdbg check --pack sagemaker --ignore 'tree_*' --fail-on warning
       smdbg check --set vanishing_gradient.threshold=1e-6 --format jsonl
+      smdbg check --plugin my_rules.py
+      smdbg check --write-baseline known.yaml --reason 'as ever'
+      smdbg check --baseline known.yaml --save
 
-    Rules named by --rules have the parameters of the catalogue, or those of the pack when --pack is given.
+    Rules named by --rules have the parameters of the catalogue, or those of the pack when --pack is given. The rules of
+    a --plugin are run beside those of the pack; with --rules only those that are named.
 
     \b
     Exit status:
       0  nothing found at or above --fail-on; the run completed, nothing of it
          was dropped, and at least one rule judged something
-      1  findings at or above --fail-on
-      2  no verdict: a rule failed, a rule named by --rules had nothing to
-         judge, or nothing was found in a run that has gaps or did not complete
-         (--allow-incomplete accepts the latter)
+      1  findings at or above --fail-on that no --baseline knows
+      2  no verdict: a rule failed, a rule named by --rules or of a --plugin had
+         nothing to judge, or nothing was found in a run that has gaps or did
+         not complete (--allow-incomplete accepts the latter); or the verdict
+         could not be saved
     """
+    from smdbg.analysis import baseline
     from smdbg.analysis.checker import check
-    from smdbg.cli import check_page
+    from smdbg.cli import baseline_page, check_page
+    from smdbg.cli.cause_text import story_of
 
-    run = open_target(session, attempt)
-    named, pack = configured(words(rules), pack)
-    chosen = choose(named, words(ignore), pack, settings)
-    chosen = _narrowed(chosen, mode, worker, run.workers())
-    report = check(run, chosen, progress=_progress(session.quiet))
-    check_page.show(report, form, session.quiet)
-    verdict = judge(report, named, fail_on, allow_incomplete)
+    options = Options(**given)
+    _refuse_contradictions(options)
+    file = options.baseline or options.write_baseline
+    entries = _entries(options)
+    run = open_target(session, options.attempt)
+    _refuse_repeats(run, options.attempt)
+    # What a user's rules print would stand amid the results.
+    with contextlib.redirect_stdout(sys.stderr):
+        chosen, named = _chosen(run, options)
+        report = check(run, chosen, progress=_progress(session.quiet))
+    today = datetime.now(UTC).date()
+    if options.write_baseline is not None:
+        before, entries = entries, baseline.updated(report, entries, options.reason or "", today, whole=options.whole)
+        baseline.write(options.write_baseline, entries)
+        talk(_written(options.write_baseline, before, entries), session.quiet)
+    compared = baseline.compare(report, entries, today, whole=options.whole)
+    shown = compared.counted
+    story = story_of(shown, run, session, options.attempt)
+    if file is None:
+        check_page.show(shown, form, session.quiet, story)
+    else:
+        baseline_page.show(compared, Path(file).name, form, session.quiet, story)
+    verdict = judge(shown, named, options.fail_on, options.allow_incomplete)
     if verdict.reason:
         talk(f"smdbg: {verdict.reason}")
-    return Exit.CLEAN if exit_zero and verdict.status is Exit.VIOLATIONS else verdict.status
+    saved = not options.save or _saved(run, report, shown, verdict, options)
+    if not saved:
+        return Exit.ERROR
+    return Exit.CLEAN if options.exit_zero and verdict.status is Exit.VIOLATIONS else verdict.status
 
 
 def judge(report: Report, named: Sequence[str], fail_on: str, allow_incomplete: bool) -> Verdict:
-    """Return the status of a check; `named` holds what the user gave to --rules.
+    """Return the status of a check; `named` holds what the user gave to --rules."""
+    from smdbg.analysis import gate
+    from smdbg.analysis.findings import Severity
 
-    Whatever kept a rule that was asked for from judging comes first, then the findings, then what makes a clean result
-    untrustworthy.
-    """
-    from smdbg.analysis.rule import Severity
+    found = gate.judge(report, named, Severity(fail_on), allow_incomplete)
+    return Verdict(Exit(int(found.verdict)), found.reason)
 
-    summary = report.summary
-    if report.failed:
-        return Verdict(Exit.ERROR, f"No verdict: {_list('the rule', report.failed)} failed; see above.")
-    idle = [name for name in named if not _judged(report, name)]
-    if idle:
-        return Verdict(Exit.ERROR, f"No verdict: {_list('the rule', idle)} had nothing to judge; see above.")
-    if report.at_least(Severity(fail_on)):
-        return Verdict(Exit.VIOLATIONS)
-    if not report.judged:
-        why = "; the hook switched itself off during the training, and its log says why" if summary.switched_off else ""
-        return Verdict(Exit.ERROR, f"No verdict: no rule found anything to judge in {summary.run}{why}.")
-    if summary.switched_off:
-        text = "the hook switched itself off during the training, so what came after was not saved"
-        return Verdict(Exit.ERROR, f"No verdict: nothing was found, but {text}. Its log says why.")
-    if summary.damaged:
-        text = f"nothing was found, but part of the run cannot be read: {summary.damaged[0]}"
-        return Verdict(Exit.ERROR, f"No verdict: {text}. `smdbg verify` tells what is left.")
-    if summary.dropped_rows or summary.dropped_steps:
-        lost = f"{summary.dropped_steps} steps and {summary.dropped_rows} rows were dropped while the run was written"
-        return Verdict(Exit.ERROR, f"No verdict: nothing was found, but {lost}.")
-    if summary.incomplete and not allow_incomplete:
-        advice = "--allow-incomplete accepts what there is"
-        return Verdict(Exit.ERROR, f"No verdict: nothing was found, but the run is {summary.status}; {advice}.")
-    return Verdict(Exit.CLEAN)
+
+def _refuse_contradictions(options: Options) -> None:
+    """Raise UsageError for options that cannot go together."""
+    source = click.get_current_context().get_parameter_source("fail_on")
+    if options.exit_zero and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--exit-zero and --fail-on contradict each other: one says never to fail.")
+    if options.baseline is not None and options.write_baseline is not None:
+        raise click.UsageError(
+            "--baseline and --write-baseline contradict each other. --write-baseline alone brings a file up to date: "
+            "what it says of findings that are still there stays."
+        )
+    if options.reason is not None and options.write_baseline is None:
+        raise click.UsageError("--reason is for the entries that --write-baseline writes.")
+
+
+def _refuse_repeats(run: Run, attempt: str | int) -> None:
+    """Raise BadSelection where steps come twice: rules would see the later one alone, and seem to have seen both."""
+    if attempt != "all":
+        return
+    for rank in run.workers():
+        steps = run.step_table(rank).step
+        if (steps[1:] == steps[:-1]).any():
+            text = f"Worker {rank} was resumed and repeated steps, and rules judge each step once."
+            raise BadSelection(f"{text} Check one attempt at a time: --attempt 0, --attempt 1, …")
+
+
+def _entries(options: Options) -> list[Known]:
+    """Return the entries of the baseline, which must be there unless it is to be written."""
+    from smdbg.analysis import baseline
+
+    if options.baseline is not None:
+        return baseline.read(options.baseline)
+    if options.write_baseline is not None and Path(options.write_baseline).exists():
+        return baseline.read(options.write_baseline)
+    return []
+
+
+def _written(file: str, before: Iterable[Known], after: Iterable[Known]) -> str:
+    """Return what became of a baseline file, in words."""
+    old, new = ({entry.fingerprint for entry in entries} for entries in (before, after))
+    changes = f"{len(new - old)} new, {len(old - new)} fixed and taken out"
+    return f"{counted(len(new), 'known finding')} in {file}: {changes}"
+
+
+def _chosen(run: Run, options: Options) -> tuple[list[Rule], list[str]]:
+    """Return the rules to run, and the names of those that the user asked for."""
+    from smdbg.analysis.choice import choose, means, narrowed
+    from smdbg.analysis.plugins import known_rules, load_rules
+
+    own = load_rules(options.plugin)
+    named, pack = configured(words(options.rules), options.pack)
+    added = [] if options.rules else list(own)
+    rules = choose(named, words(options.ignore), pack, options.settings, known_rules(own), added)
+    asked = [*named, *(name for name in added if any(means(rule, name) for rule in rules))]
+    rules = narrowed(rules, options.mode, options.worker, run.workers())
+    return _referred(rules, options.reference, run.storage_options), asked
+
+
+def _referred(rules: list[Rule], reference: str | None, storage_options: Mapping[str, Any]) -> list[Rule]:
+    """Return the rules with a run to compare with. Raises BadSelection where none of them compares."""
+    if reference is None:
+        return rules
+    from smdbg.analysis.expression_rule import with_reference
+
+    referred = with_reference(rules, reference, storage_options)
+    if not any(old.applicable() and not new.applicable() for old, new in zip(rules, referred, strict=True)):
+        raise BadSelection("--reference has no use here: no rule that is run compares with another run by ref(…).")
+    return referred
 
 
 def configured(named: Sequence[str], pack: str | None) -> tuple[Sequence[str], str | None]:
@@ -141,84 +245,26 @@ def configured(named: Sequence[str], pack: str | None) -> tuple[Sequence[str], s
     return (named or (() if pack else config.rules)), pack or config.pack
 
 
-def choose(named: Sequence[str], ignored: Sequence[str], pack: str | None, settings: Sequence[str]) -> list[Rule]:
-    """Return the rules to run: those named, or those of the pack, without the ignored ones, with the settings.
+def _saved(run: Run, report: Report, counted_ones: Report, verdict: Verdict, options: Options) -> bool:
+    """Leave the verdict in the run; say on stderr where that cannot be done."""
+    from smdbg.analysis.verdict_store import save_verdict
 
-    Without either the pack is `default`. Raises RuleNotFound for a name or glob that is no rule, BadConfig for a pack
-    or a setting that is wrong, BadSelection where no rule is left.
-    """
-    from smdbg.analysis.pack import load_pack, with_overrides
-    from smdbg.analysis.rule import all_rules
-
-    if pack is None and named:
-        rules = _catalogue(named)
-    else:
-        rules = _of_pack(load_pack(pack or "default"), named)
-    for pattern in ignored:
-        plain = not set(pattern) & set("*?[")
-        if plain and pattern not in all_rules() and not any(_is(rule, pattern) for rule in rules):
-            raise RuleNotFound(f"--ignore: there is no rule {pattern!r}.{near(pattern, all_rules())}")
-    kept = [rule for rule in rules if not any(_is(rule, pattern) for pattern in ignored)]
-    if not rules:
-        raise BadSelection("The pack has no rules, so there is nothing to check.")
-    if not kept:
-        raise BadSelection("No rule is left to run: --ignore leaves out everything that was selected.")
-    return with_overrides(kept, settings)
-
-
-def _catalogue(named: Sequence[str]) -> list[Rule]:
-    """Return the named rules with the parameters of the catalogue, each once."""
-    from smdbg.analysis.rule import all_rules, build, find_rule
-
-    known = all_rules()
-    found: dict[str, Rule] = {}
-    for pattern in named:
-        matches = fnmatch.filter(known, pattern)
-        for name in matches or [pattern]:  # find_rule says what is wrong with a name that is none
-            found.setdefault(name, build(find_rule(name), {}))
-    return list(found.values())
-
-
-def _of_pack(pack: Pack, named: Sequence[str]) -> list[Rule]:
-    """Return the rules of a pack, or those of them that are named."""
-    for pattern in named:
-        if not any(_is(rule, pattern) for rule in pack.rules):
-            hint = near(pattern, {rule.label for rule in pack.rules})
-            raise RuleNotFound(f"There is no rule '{pattern}' in the pack {pack.name}.{hint}")
-    return [rule for rule in pack.rules if not named or any(_is(rule, pattern) for pattern in named)]
-
-
-def _is(rule: Rule, pattern: str) -> bool:
-    """Return whether a name or glob means the rule, by its label or its class."""
-    return fnmatch.fnmatchcase(rule.label, pattern) or fnmatch.fnmatchcase(rule.name, pattern)
-
-
-def _judged(report: Report, pattern: str) -> bool:
-    """Return whether a rule that the name or glob means has judged something."""
-    return any(
-        fnmatch.fnmatchcase(result.name, pattern) or fnmatch.fnmatchcase(result.rule, pattern)
-        for result in report.rules
-        if result.name in report.judged
-    )
-
-
-def _narrowed(rules: Sequence[Rule], mode: str | None, worker: int | None, ranks: Sequence[int]) -> list[Rule]:
-    """Return the rules, kept to one mode and one worker; a rule that is bound to others drops out."""
-    if worker is not None and worker not in ranks:
-        raise BadSelection(f"There is no worker {worker} in this run; it has {', '.join(map(str, ranks))}.")
-    kept = list(rules)
-    if mode is not None:
-        kept = [replace(rule, mode=mode) for rule in kept if rule.mode in (None, mode)]
-    if worker is not None:
-        kept = [replace(rule, workers=(worker,)) for rule in kept if not rule.workers or worker in rule.workers]
-    if not kept:
-        raise BadSelection("No rule is left to run: all of them are bound to another mode or worker.")
-    return kept
-
-
-def _list(noun: str, names: Sequence[str]) -> str:
-    """Return `the rule x`, `the rules x and y`."""
-    return f"{noun} {names[0]}" if len(names) == 1 else f"{noun}s {', '.join(names[:-1])} and {names[-1]}"
+    known = {finding.fingerprint for finding in report.findings}
+    known -= {finding.fingerprint for finding in counted_ones.findings}
+    try:
+        save_verdict(
+            run.url,
+            report,
+            status=int(verdict.status),
+            reason=verdict.reason,
+            asked=options.record(),
+            known=sorted(known),
+            storage_options=run.storage_options,
+        )
+    except SmdbgError as error:
+        talk(f"smdbg: The check was made, but its verdict could not be saved: {error}")
+        return False
+    return True
 
 
 def _progress(quiet: bool) -> Callable[[int, int, str], None] | None:

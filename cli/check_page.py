@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
+from smdbg.cli.cause_text import Story, noun, summary_field, tell
 from smdbg.cli.output import (
     VERSION,
     Column,
@@ -27,16 +28,19 @@ from smdbg.cli.output import (
 if TYPE_CHECKING:
     from smdbg.analysis.checker import Report
 
+ROWS = 20  # findings that are shown one by one; of more, the first few of each kind
+OF_A_KIND = 3
+MOST_ROWS = 40
 MESSAGE_WIDTH = 60  # where there is less room, the messages go below the table
 REST = 65  # what the other columns of the findings need, without the names of the tensors
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "failed": "bold red"}
 
 
-def show(report: Report, form: Format, quiet: bool = False) -> None:
-    """Print the findings, what became of the rules, and the closing line."""
+def show(report: Report, form: Format, quiet: bool = False, story: Story | None = None) -> None:
+    """Print the findings, what became of the rules, the first cause if its story is given, and the closing line."""
     match form:
         case Format.TABLE:
-            _page(report)
+            _page(report, story)
         case Format.TSV:
             for finding in report.findings:
                 data("\t".join(field(value) for value in finding.record().values()))
@@ -44,44 +48,51 @@ def show(report: Report, form: Format, quiet: bool = False) -> None:
                 talk(f"{result['name']}: {result['outcome']}: {result['detail']}", quiet)
             talk(report.summary.text(), quiet)
         case Format.JSONL:
-            for record in records(report):
+            for record in records(report, story):
                 data(dump(record))
         case Format.JSON:
-            data(json.dumps(document(report), indent=2, allow_nan=False, ensure_ascii=False))
+            data(json.dumps(document(report, story), indent=2, allow_nan=False, ensure_ascii=False))
         case _:
             assert_never(form)
 
 
-def records(report: Report) -> list[dict[str, Any]]:
+def records(report: Report, story: Story | None = None) -> list[dict[str, Any]]:
     """Return the findings, then the rules, then the summary, each with its type."""
     return [
         *({"type": "finding", **finding.record()} for finding in report.findings),
         *({"type": "rule", **result.record()} for result in report.rules),
-        {"type": "summary", **report.summary.record()},
+        {"type": "summary", **report.summary.record(), **summary_field(story)},
     ]
 
 
-def document(report: Report) -> dict[str, Any]:
+def document(report: Report, story: Story | None = None) -> dict[str, Any]:
     """Return the same as one JSON object."""
     return {
         "version": VERSION,
         "findings": plain([finding.record() for finding in report.findings]),
         "rules": plain([result.record() for result in report.rules]),
-        "summary": plain(report.summary.record()),
+        "summary": plain({**report.summary.record(), **summary_field(story)}),
     }
 
 
-def _page(report: Report) -> None:
+def _page(report: Report, story: Story | None) -> None:
     """Print the report for people."""
     found = [finding.record() for finding in report.findings]
-    longest = max((len(record["tensor"]) for record in found), default=0)
+    roles = {name: info.role for name, info in story.catalogue.items()} if story else {}
+    rows, left = shortened(found, roles)
+    shown = [record for record in rows if "more" not in record]
+    longest = max((len(record["tensor"]) for record in rows), default=0)
     roomy = console().width >= REST + longest + MESSAGE_WIDTH
-    table(found, _columns(len(report.summary.workers), roomy))
+    table(rows, _columns(len(report.summary.workers), roomy))
+    if left:
+        line(f"… and {counted(left, 'finding')} more")
+    if len(shown) < len(found):
+        line("--format jsonl lists every finding", "dim")
     if found and not roomy:
         data("")
-        for record in found:
+        for record in shown:
             line(f"{record['rule']}: {record['message']}")
-    hints = dict.fromkeys(record["hint"] for record in found if record["hint"])
+    hints = dict.fromkeys(record["hint"] for record in shown if record["hint"])
     if hints:
         data("")
         for hint in hints:
@@ -91,10 +102,47 @@ def _page(report: Report) -> None:
         if found:
             data("")
         table(odd, _rule_columns())
+    if found and story is not None:
+        data("")
+        tell(story)
     if found or odd:
         data("")
     clean = "" if found else "No findings. "
     line(f"{clean}{_tally(found)}{report.summary.text()}")
+
+
+def shortened(found: Sequence[Record], roles: Mapping[str, str]) -> tuple[list[Record], int]:
+    """Return the rows to show, in their order, and how many findings no row stands for.
+
+    Of many findings each kind (rule, severity, role of the tensor, worker) has its first few, and a row for the rest.
+    """
+    if len(found) <= ROWS:
+        return list(found), 0
+    kinds: dict[tuple[Any, ...], list[Record]] = {}
+    for record in found:
+        kind = (record["rule"], record["severity"], roles.get(record["tensor"], ""), record["worker"])
+        kinds.setdefault(kind, []).append(record)
+    rows: list[Record] = []
+    for (_, _, role, _), members in kinds.items():
+        one_more = len(members) == OF_A_KIND + 1
+        rows += members[: OF_A_KIND + one_more]
+        rest = members[OF_A_KIND + one_more :]
+        if rest:
+            rows.append(_rest(rest, role))
+    kept = rows[:MOST_ROWS]
+    return kept, sum(record.get("more", 1) for record in rows[MOST_ROWS:])
+
+
+def _rest(members: Sequence[Record], role: str) -> Record:
+    """Return a row that stands for several findings of a kind."""
+    first = min(members, key=lambda record: record["first_step"])
+    return {
+        **first,
+        "tensor": f"… and {noun(role, len(members))} more",
+        "last_step": max(record["last_step"] for record in members),
+        "more": len(members),
+        "message": "",
+    }
 
 
 def _tally(found: Sequence[Record]) -> str:
@@ -131,11 +179,11 @@ def _columns(workers: int, roomy: bool) -> list[Column]:
     """Return the columns of the findings; the worker only in a run of several."""
     columns = [
         Column("severity", lambda r: r["severity"], style=lambda r: STYLES.get(r["severity"], "")),
-        Column("rule", lambda r: r["rule"]),
+        Column("rule", lambda r: r["rule"], drop=1),
         Column("tensor", lambda r: r["tensor"], fold=True),
-        Column("steps", steps_text),
-        Column("violated", lambda r: f"{r['violations']:,} of {r['judged']:,}", justify="right", drop=1),
-        Column("worst", lambda r: _worst(r["statistic"], r["worst"]), justify="right", drop=2),
+        Column("steps", steps_text, drop=2),
+        Column("violated", _violated, justify="right", drop=3),
+        Column("worst", _worst, justify="right", drop=4),
     ]
     if workers > 1:
         columns.insert(3, Column("worker", lambda r: str(r["worker"]), justify="right"))
@@ -144,8 +192,16 @@ def _columns(workers: int, roomy: bool) -> list[Column]:
     return columns
 
 
-def _worst(statistic: str, value: float | None) -> str:
+def _violated(record: Record) -> str:
+    """Return `3 of 20` saved steps; nothing for a row that stands for several findings."""
+    return "" if "more" in record else f"{record['violations']:,} of {record['judged']:,}"
+
+
+def _worst(record: Record) -> str:
     """Return the worst value for people, with what it is: `2 × nan` counts elements, others are values."""
+    statistic, value = record["statistic"], record["worst"]
+    if "more" in record:
+        return ""
     if value is None:
         return f"{statistic} -"
     shown = number(float(value)) if math.isfinite(value) else str(float(value))

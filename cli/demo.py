@@ -78,7 +78,7 @@ def _commands(targets: list[tuple[str, float]]) -> list[list[str]]:
     broken = targets[-1][0]
     lines = [["runs", os.path.dirname(broken)]] if len(targets) > 1 else []
     lines += [["--run", broken, "ls"], ["--run", broken, "inspect", "loss/loss:0"]]
-    return lines + [["--run", url, "check"] for url, _ in reversed(targets)]
+    return [*lines, *(["--run", url, "check"] for url, _ in reversed(targets)), ["--run", broken, "blame"]]
 
 
 def _show(words: list[str]) -> Exit:

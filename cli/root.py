@@ -21,6 +21,7 @@ COMMANDS = {
     "ls": Entry("ls", "List the tensors of a run."),
     "inspect": Entry("inspect_", "Show one tensor, step by step."),
     "check": Entry("check", "Run rules over a run and say what is wrong."),
+    "blame": Entry("blame", "Say what made the first NaN or infinity, and whom it reached."),
     "rules": Entry("rules", "List the rules, or explain one."),
     "runs": Entry("runs", "List the runs of a folder, or describe one."),
     "verify": Entry("verify", "Check every object of a run, and say what is damaged."),

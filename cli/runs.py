@@ -48,8 +48,9 @@ def command(session: Session, form: Format, url: str | None) -> None:
       smdbg runs s3://bucket/runs      the runs under a prefix
       smdbg runs runs/mine             one run, described
 
-    A list gives: name, url, status, created, age (seconds), framework, workers, steps, last_step, hyperparameters. The
-    status is running, completed, lost (no sign of life for a minute) or failed with its reason.
+    A list gives: name, url, status, created, age (seconds), framework, workers, steps, last_step, hyperparameters,
+    verdict. The status is running, completed, lost (no sign of life for a minute) or failed with its reason; the
+    verdict is the last that `smdbg check --save` left in the run.
     """
     from smdbg.analysis.run import list_runs, open_run
     from smdbg.config import load_config
@@ -65,7 +66,7 @@ def command(session: Session, form: Format, url: str | None) -> None:
                 raise NotARun(f"{where}: it is no run, and there is none in it. `smdbg demo` writes two.") from None
             raise RunNotFound(f"{where}: there is nothing. Give a folder of runs, a run, or a URL of one.") from None
         records = _read(found, options)
-        listing(records, _columns(), form)
+        listing(records, _columns(any(record["verdict"] for record in records)), form)
         if not records:
             talk(f"No runs under ./{ROOT}. `smdbg demo` writes two to look at.", session.quiet)
         return
@@ -101,12 +102,26 @@ def brief(run: Run) -> dict[str, Any]:
         steps=len(steps),
         last_step=int(steps[-1]) if len(steps) else None,
         hyperparameters=run.hyperparameters,
+        verdict=_verdict(run),
     )
+
+
+def _verdict(run: Run) -> dict[str, Any] | None:
+    """Return the last verdict that was left in a run."""
+    from smdbg.analysis.verdict_store import last_verdict
+
+    found = last_verdict(run.url, run.storage_options)
+    if found is None:
+        return None
+    age = None if found.unreadable else round(max(0.0, time.time() - found.time), 1)
+    time_text = None if found.unreadable else _iso(found.time)
+    return {**vars(found), "time": time_text, "age": age, "status": None if found.unreadable else found.status}
 
 
 def _record(url: str, status: str, **known: Any) -> dict[str, Any]:
     """Return a record with all its fields, None where nothing is known."""
-    empty = dict.fromkeys(("created", "age", "framework", "workers", "steps", "last_step", "hyperparameters"))
+    keys = ("created", "age", "framework", "workers", "steps", "last_step", "hyperparameters", "verdict")
+    empty = dict.fromkeys(keys)
     return {"name": url.rstrip("/").rsplit("/", 1)[-1], "url": url, "status": status} | empty | known
 
 
@@ -165,6 +180,7 @@ def _page(record: Record) -> None:
             ("command", " ".join(record["argv"])),
             ("git commit", record["git_commit"]),
             ("seed", "" if record["seed"] is None else str(record["seed"])),
+            ("verdict", _verdict_text(record["verdict"], explained=True)),
         ]
     )
     if record["hyperparameters"]:
@@ -212,11 +228,33 @@ def _pairs(mapping: Record | None, sign: str = "=") -> str:
     return ", ".join(f"{key}{sign}{_value(value)}" for key, value in (mapping or {}).items())
 
 
-def _columns() -> list[Column]:
-    """Return the columns of the list of runs."""
+def _verdict_text(verdict: Record | None, explained: bool = False) -> str:
+    """Return a verdict for people: `clean, 5 min ago`, `2 errors, 1 warning, 3 h ago`."""
+    if verdict is None:
+        return ""
+    if verdict["unreadable"]:
+        return "unreadable" + (f": {verdict['unreadable']}" if explained else "")
+    counts = [counted(verdict[f"{word}s"], word) for word in ("error", "warning") if verdict[f"{word}s"]]
+    counts += [f"{verdict['infos']} info"] if verdict["infos"] else []
+    words = {0: "clean", 1: "violated", 2: "no verdict"}[verdict["status"]]
+    text = ", ".join(counts) if counts and verdict["status"] == 1 else ", ".join([words, *counts])
+    why = f" ({verdict['reason'].removeprefix('No verdict: ')})" if explained and verdict["reason"] else ""
+    return f"{text}, {_ago(verdict['age'])} ago{why}"
+
+
+def _verdict_style(record: Record) -> str:
+    """Return the colour of a verdict; the word says it anyway."""
+    status = (record["verdict"] or {}).get("status")
+    return "" if status is None else {0: "green", 1: "red"}.get(status, "yellow")
+
+
+def _columns(verdicts: bool) -> list[Column]:
+    """Return the columns of the list of runs; that of verdicts where there are any."""
+    last = Column("verdict", lambda r: _verdict_text(r["verdict"]) or "-", fold=True, style=_verdict_style)
     return [
         Column("run", lambda r: r["name"], fold=True),
         Column("status", lambda r: r["status"], fold=True, style=_status_style),
+        *([last] if verdicts else []),
         Column("age", lambda r: _ago(r["age"]), justify="right"),
         Column("created", lambda r: r["created"] or "-", drop=5),
         Column("framework", lambda r: r["framework"] or "-", drop=3),

@@ -1,4 +1,6 @@
-"""Write what is generated: docs/rules/*.md, the ends of docs/cli.md and docs/rules.md, the sessions of README.md.
+"""Write what is generated: docs/rules/*.md, the JSON Schema of packs, the ends of docs/cli.md and docs/rules.md.
+
+The sessions of README.md are run anew too.
 
 With --check nothing is written; the status is 1 when a page is stale. The sessions are left to the tests then.
 """
@@ -15,6 +17,7 @@ import click
 import sessions
 
 from smdbg.analysis.pack import load_pack, pack_names
+from smdbg.analysis.pack_schema import schema_text
 from smdbg.analysis.parameters import Parameter
 from smdbg.analysis.rule import Rule, all_rules, build, find_rule, parameters_of, summary_of
 from smdbg.cli.root import COMMANDS, root
@@ -58,6 +61,7 @@ def pages() -> dict[Path, str]:
     found[DOCS / "cli.md"] = _with_end(DOCS / "cli.md", MARK, help_texts())
     common = "\n".join(parameter_table(list(parameters_of(Rule))))
     found[DOCS / "rules.md"] = _with_end(DOCS / "rules.md", COMMON, f"{common}\n\n## The rules\n\n{_list()}\n")
+    found[DOCS / "pack.schema.json"] = schema_text()
     return found
 
 

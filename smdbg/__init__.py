@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from smdbg import hooks as hooks
     from smdbg.analysis.rule import Finding, Outcome, Rule, Severity
     from smdbg.analysis.run import Run, Tensor, open_run
+    from smdbg.analysis.step_rule import StepRule
     from smdbg.hooks.base import Hook
     from smdbg.hooks.config import CollectionConfig, ReductionConfig, SaveConfig
 
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "SaveConfig",
     "Severity",
+    "StepRule",
     "Tensor",
     "__version__",
     "open_run",
@@ -42,6 +44,7 @@ _HOMES = {
     "Run": "smdbg.analysis.run",
     "SaveConfig": "smdbg.hooks.config",
     "Severity": "smdbg.analysis.rule",
+    "StepRule": "smdbg.analysis.step_rule",
     "Tensor": "smdbg.analysis.run",
     "open_run": "smdbg.analysis.run",
 }

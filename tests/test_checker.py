@@ -256,8 +256,6 @@ CUT_RULES = [
     rule("vanishing_gradient", collections="tensors"),
     rule("vanishing_gradient", "persistent", collections="tensors", repeats=2, within=4),
     rule("all_zero", include=["*"], repeats=3, within=3),
-    rule("loss_not_decreasing", num_steps=3),
-    rule("loss_not_decreasing", "windows", window=4, patience=2, diff_percent=1, until_fallen=60),
     LookBack(),
 ]
 

@@ -80,14 +80,15 @@ def test_the_demo_shows_the_broken_run_and_the_healthy_one(capfd: pytest.Capture
     parts = out.split("\n$ smdbg ")[1:]
     commands = [part.splitlines()[0] for part in parts]
     assert commands[0] == "runs runs" and commands[1].endswith(" ls") and "inspect loss/loss:0" in commands[2]
-    assert [command.split()[-1] for command in commands[3:]] == ["check", "check"]
+    assert [command.split()[-1] for command in commands[3:]] == ["check", "check", "blame"]
     assert "scale=100000000000" in parts[0] and all(name in parts[1] for name in (WEIGHT, LOSS, GRADIENT))
     assert "×" in parts[2] and "1.01695e+24" in parts[2]
-    broken, healthy = (part.splitlines() for part in parts[3:])
+    broken, healthy, blame = (part.splitlines() for part in parts[3:])
     assert "scale-100000000000" in broken[0] and broken[-1] == "exit status 1"
     first = broken[2].split()
     assert first[1].startswith("exploding_tensor") and first[2] in (WEIGHT, LOSS, GRADIENT)
     assert "scale-1 " in healthy[0] and healthy[-1] == "exit status 0"
+    assert any("producer" in line and WEIGHT in line for line in blame) and blame[-1] == "exit status 0"
 
 
 def test_a_second_demo_takes_new_names_and_the_broken_run_is_the_newest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +118,7 @@ def test_the_demo_on_s3(bucket_url: str, capfd: pytest.CaptureFixture[str]) -> N
     assert run(["demo", "--run", bucket_url, "--steps", "20"]) == Exit.CLEAN, capfd.readouterr().err
     parts = capfd.readouterr().out.split("\n$ smdbg ")[1:]
     assert parts[0].startswith(f"runs {bucket_url}\n") and "scale-100000000000  completed" in parts[0]
-    assert [part.splitlines()[-1] for part in parts] == [f"exit status {status}" for status in (0, 0, 0, 1, 0)]
+    assert [part.splitlines()[-1] for part in parts] == [f"exit status {status}" for status in (0, 0, 0, 1, 0, 0)]
     assert run(["demo", "--run", bucket_url, "--steps", "20"]) == Exit.ERROR
     assert "scale-1" in capfd.readouterr().err
     assert run(["runs", f"{bucket_url}/nothing"]) == Exit.ERROR

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from smdbg.analysis.cause import ordered
+from smdbg.analysis.clock import Clock
 from smdbg.analysis.concurrency import threads
 from smdbg.analysis.findings import Bools, Finding, Fold, Ints, Outcome
 from smdbg.analysis.measuring import measure_all
@@ -105,8 +106,10 @@ def check(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     steps.end()
-    findings = ordered([finding for job in jobs for finding in job.findings], view.catalogue)
     results = tuple(_result(job) for job in jobs)
+    found = [finding for job in jobs for finding in job.findings]
+    clock = Clock({worker: view.log(worker) for worker in run.workers()}) if found else Clock()
+    findings = ordered(found, view.catalogue, clock, {result.name: result.rule for result in results})
     return Report(tuple(findings), results, _summary(run, results, len(np.unique(np.concatenate(seen)))))
 
 

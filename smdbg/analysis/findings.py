@@ -117,7 +117,7 @@ class Finding:
 
 def fingerprint(rule: str, tensor: str, mode: str) -> str:
     """Return 16 hex digits that name the same complaint in another run, attempt or worker."""
-    return hashlib.sha256("\0".join((rule, tensor, mode)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join((rule, tensor, mode)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ class Fold:
     def add(self, steps: Ints, judgement: Judgement, first: int = 0) -> None:
         """Take in the next block: steps int64[rows] and its judgement, of which rows before `first` do not count."""
         steps, judged = steps[first:], judgement.judged[first:]
+        if not len(steps):
+            return
         violated = judgement.violated[first:] & judged
         kind = np.zeros(judged.shape, np.int64) if judgement.kind is None else judgement.kind[first:]
         self.judged += judged.sum(axis=0)

@@ -1,8 +1,9 @@
-"""Rule packs: YAML files that name rules and set their parameters.
+"""Rule packs: YAML files that name rules, set their parameters, and hold expressions.
 
     name: mine
     description: what this pack is for
     extends: [default]
+    defaults: {start_step: 100}
     rules:
       - all_zero
       - rule: exploding_tensor
@@ -10,25 +11,31 @@
         severity: warning
         collections: [outputs]
         parameters: {only_nan: true}
+      - name: gradient_jump
+        when: "l2(gradients) > 10 * median(l2(gradients), 64)"
 
 An entry whose name is that of a rule of an extended pack changes it: what it sets replaces what was set before.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from types import MappingProxyType
 
-from smdbg.analysis.parameters import convert, parameters_of
-from smdbg.analysis.rule import Rule, all_rules, find_rule
+from smdbg.analysis.expression_rule import with_reference
+from smdbg.analysis.pack_entry import DEFAULTS, read_entries
+from smdbg.analysis.pack_file import PackFile, locate, pack_names, read
+from smdbg.analysis.parameters import convert
+from smdbg.analysis.rule import Rule
 from smdbg.errors import BadConfig, near
-from smdbg.yamlfile import KeyPath, Lines, line_of, load
+from smdbg.yamlfile import KeyPath
 
-PACK_KEYS = ("name", "description", "extends", "rules")
-SUFFIXES = (".yaml", ".yml")
+__all__ = ["PACK_KEYS", "Pack", "load_pack", "pack_names", "with_overrides", "with_reference"]
+
+PACK_KEYS = ("name", "description", "extends", DEFAULTS, "rules")
+NO_RULES: Mapping[str, type[Rule]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,31 +48,14 @@ class Pack:
     path: str
 
 
-@dataclass(frozen=True)
-class _File:
-    """A pack file as read, which can refuse an entry by its place."""
-
-    path: Path
-    data: Mapping[Any, Any]
-    lines: Lines
-
-    def refuse(self, at: KeyPath, why: str) -> NoReturn:
-        """Raise BadConfig that names file and line."""
-        raise BadConfig(f"{self.path}:{line_of(self.lines, at)}: {why}")
-
-
-def pack_names() -> list[str]:
-    """Return the names of the packs that come with smdbg, sorted."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
-
-
-def load_pack(name_or_path: str) -> Pack:
+def load_pack(name_or_path: str, extra: Mapping[str, type[Rule]] = NO_RULES) -> Pack:
     """Return a pack that comes with smdbg by its name, or one from a file (has a slash, or ends in .yaml or .yml).
 
-    Raises BadConfig, with file and line where there are any, for a pack that is not there, an unknown key, rule or
-    parameter, a value of the wrong type, and packs that extend each other in a circle.
+    `extra` are rule classes by name that packs may use beside those of smdbg. Raises BadConfig, with file and line
+    where there are any, for a pack that is not there, an unknown key, rule or parameter, a value of the wrong type, an
+    expression that cannot be read, and packs that extend each other in a circle.
     """
-    return _load(_locate(name_or_path, Path()), ())
+    return _load(locate(name_or_path, Path()), (), extra)
 
 
 def with_overrides(rules: Sequence[Rule], settings: Sequence[str]) -> list[Rule]:
@@ -87,57 +77,31 @@ def with_overrides(rules: Sequence[Rule], settings: Sequence[str]) -> list[Rule]
         for index in chosen:
             try:
                 changed = convert(type(result[index]), parameter, value.strip())
+                result[index] = replace(result[index], **{parameter: changed})
             except BadConfig as error:
                 raise BadConfig(f"The setting {setting!r} is wrong: {error}") from None
-            result[index] = replace(result[index], **{parameter: changed})
     return result
 
 
-def _folder() -> Path:
-    """Return the folder of the packs that come with smdbg."""
-    return Path(next(iter(importlib.import_module("smdbg.rules").__path__))) / "packs"
-
-
-def _locate(name_or_path: str, beside: Path) -> Path:
-    """Return the file of a pack; a path is taken from the folder `beside`."""
-    if "/" in name_or_path or name_or_path.endswith(SUFFIXES):
-        return beside / name_or_path
-    known = pack_names()
-    if name_or_path in known:
-        return _folder() / f"{name_or_path}.yaml"
-    hint = near(name_or_path, known) or f" There are: {', '.join(known)}."
-    raise BadConfig(f"There is no pack {name_or_path!r}.{hint} A file of your own ends in .yaml.")
-
-
-def _load(path: Path, chain: tuple[Path, ...]) -> Pack:
+def _load(path: Path, chain: tuple[Path, ...], extra: Mapping[str, type[Rule]]) -> Pack:
     """Read one pack file and those it extends; `chain` holds the files that led here."""
-    data, lines = load(path)
-    file = _File(path, data, lines)
-    for key in data:
-        if key not in PACK_KEYS:
-            file.refuse((key,), f"a pack has no key {key!r}.{_near(key, PACK_KEYS)}")
-    rules: dict[str, Rule] = {}
-    for at, name in _strings(file, "extends"):
+    file = read(path, extra)
+    file.refuse_unknown((), "a pack", file.data, PACK_KEYS)
+    inherited: dict[str, Rule] = {}
+    for at, name in _extends(file):
         for rule in _extended(file, at, name, (*chain, path.resolve())).rules:
-            rules[rule.label] = rule
-    entries = data.get("rules", [])
-    if not isinstance(entries, list):
-        file.refuse(("rules",), "rules must be a list")
-    own: set[str] = set()
-    for index, entry in enumerate(entries):
-        rule = _entry(file, ("rules", index), entry, rules)
-        if rule.label in own:
-            file.refuse(("rules", index), f"a second rule is called {rule.label!r}; give it another name")
-        own.add(rule.label)
-        rules[rule.label] = rule
+            inherited[rule.label] = rule
+    rules = read_entries(file, inherited)
     for key in ("name", "description"):
-        if not isinstance(data.get(key, ""), str):
+        if not isinstance(file.data.get(key, ""), str):
             file.refuse((key,), f"{key} must be text")
-    return Pack(data.get("name", path.stem), data.get("description", ""), tuple(rules.values()), str(path))
+    name, description = file.data.get("name", path.stem), file.data.get("description", "")
+    return Pack(name, description, tuple(rules.values()), str(path))
 
 
-def _strings(file: _File, key: str) -> list[tuple[KeyPath, str]]:
-    """Return the places and texts of an entry that is one text or a list of texts."""
+def _extends(file: PackFile) -> list[tuple[KeyPath, str]]:
+    """Return place and name of the packs that a file extends: one text or a list of texts."""
+    key = "extends"
     value = file.data.get(key, [])
     items = [((key,), value)] if isinstance(value, str) else value
     if isinstance(value, list):
@@ -147,10 +111,10 @@ def _strings(file: _File, key: str) -> list[tuple[KeyPath, str]]:
     return items
 
 
-def _extended(file: _File, at: KeyPath, name: str, chain: tuple[Path, ...]) -> Pack:
+def _extended(file: PackFile, at: KeyPath, name: str, chain: tuple[Path, ...]) -> Pack:
     """Return a pack that `file` extends."""
     try:
-        path = _locate(name, file.path.parent)
+        path = locate(name, file.path.parent)
     except BadConfig as error:
         file.refuse(at, str(error))
     if path.resolve() in chain:
@@ -158,66 +122,4 @@ def _extended(file: _File, at: KeyPath, name: str, chain: tuple[Path, ...]) -> P
         file.refuse(at, f"this pack extends itself: {circle}")
     if not path.is_file():
         file.refuse(at, f"the pack {name!r} that it extends is not there: {path}")
-    return _load(path, chain)
-
-
-def _entry(file: _File, at: KeyPath, entry: Any, inherited: Mapping[str, Rule]) -> Rule:
-    """Return the rule of one entry: a name, or a mapping; on top of an inherited rule of the same name."""
-    if isinstance(entry, str):
-        entry = {"rule": entry}
-    if not isinstance(entry, dict):
-        file.refuse(at, "an entry must be the name of a rule, or a mapping with 'rule'")
-    name = entry.get("rule")
-    if name not in all_rules():
-        place = (*at, "rule") if "rule" in entry else at
-        file.refuse(place, f"there is no rule {name!r}.{_near(name, all_rules())}" if name else "'rule' is missing")
-    rule_class = find_rule(name)
-    label = entry.get("name", name)
-    if not isinstance(label, str) or not label:
-        file.refuse((*at, "name"), "name must be text")
-    values = {
-        key: _value(file, place, rule_class, key, value) for key, (place, value) in _settings(file, at, entry).items()
-    }
-    base = inherited.get(label)
-    if base is None:
-        return rule_class(instance="" if label == name else label, **values)
-    if type(base) is not rule_class:
-        file.refuse(at, f"{label!r} is a rule {base.name!r} in a pack that this one extends; use another name")
-    return replace(base, **values)
-
-
-def _settings(file: _File, at: KeyPath, entry: Mapping[Any, Any]) -> dict[Any, tuple[KeyPath, Any]]:
-    """Return place and value of every parameter that an entry sets, itself or under `parameters`."""
-    common = [field.name for field in fields(Rule) if field.name != "instance"]
-    found: dict[Any, tuple[KeyPath, Any]] = {}
-    for key, value in entry.items():
-        if key in common:
-            found[key] = ((*at, key), value)
-        elif key not in ("rule", "name", "parameters"):
-            known = ["rule", "name", "parameters", *common]
-            file.refuse((*at, key), f"an entry has no key {key!r}.{_near(key, known)}")
-    parameters = entry.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        file.refuse((*at, "parameters"), "parameters must be a mapping of names to values")
-    for key, value in parameters.items():
-        place = (*at, "parameters", key)
-        if key in found:
-            file.refuse(place, f"{key!r} is set twice, in the entry and in its parameters; remove one")
-        found[key] = (place, value)
-    return found
-
-
-def _value(file: _File, at: KeyPath, rule_class: type[Rule], key: Any, value: Any) -> Any:
-    """Return a parameter's value, converted."""
-    known = [parameter.name for parameter in parameters_of(rule_class)]
-    if key not in known:
-        file.refuse(at, f"rule {rule_class.name} has no parameter {key!r}.{_near(key, known)}")
-    try:
-        return convert(rule_class, key, value)
-    except BadConfig as error:
-        file.refuse(at, str(error))
-
-
-def _near(name: Any, known: Sequence[str]) -> str:
-    """Return the names most like an unknown one, or else all there are."""
-    return near(str(name), known) or f" Known: {', '.join(known)}."
+    return _load(path, chain, file.extra)

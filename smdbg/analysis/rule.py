@@ -332,11 +332,17 @@ def all_rules() -> list[str]:
     )
 
 
-def find_rule(name: str) -> type[Rule]:
-    """Return the class of the rule called `name`; RuleNotFound with near names when there is none."""
+def find_rule(name: str, extra: Mapping[str, type[Rule]] | None = None) -> type[Rule]:
+    """Return the class of the rule called `name`, also of those in `extra` (smdbg.analysis.plugins.known_rules).
+
+    Raises RuleNotFound with near names when there is none.
+    """
     known = all_rules()
     if name not in known:
-        raise RuleNotFound(f"There is no rule {name!r}.{near(name.lower(), known)} `smdbg rules` lists them all.")
+        if extra is not None and name in extra:
+            return extra[name]
+        hint = near(name.lower(), [*known, *(extra or ())])
+        raise RuleNotFound(f"There is no rule {name!r}.{hint} `smdbg rules` lists them all.")
     module = importlib.import_module(f"smdbg.rules.{name}")
     for item in vars(module).values():
         if isinstance(item, type) and issubclass(item, Rule) and item.name == name:

@@ -20,6 +20,9 @@ from smdbg.analysis.table import PRESENCE, Table, read_table
 from smdbg.store.format import TensorInfo
 
 KEPT_BYTES = 320 << 20  # of matrices; those used longest ago are read again
+FEATURE_BYTES = 64 << 20  # of per-feature statistics
+
+Features = npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]
 
 
 @dataclass
@@ -31,6 +34,8 @@ class _Reads:
     courses: dict[tuple[int, int, int | None], Course] = field(default_factory=dict)
     matrices: dict[tuple[str, str, str, int], StatsMatrix] = field(default_factory=dict)
     kept_bytes: int = 0
+    features: dict[tuple[str, str, int], tuple[Ints, Features]] = field(default_factory=dict)
+    feature_bytes: int = 0
     modes: dict[str, list[str]] = field(default_factory=dict)
     planned: dict[str, set[str]] = field(default_factory=dict)
     measures: dict[tuple[str, str, str, int], dict[int, Floats]] = field(default_factory=dict)
@@ -119,8 +124,17 @@ class View:
         tensor = self.run.tensor(name)
         if worker not in tensor.workers():
             return []
-        with self._reads.lock:
-            steps, tables = tensor.features(mode, worker)
+        reads, key = self._reads, (name, mode, worker)
+        with reads.lock:
+            if key not in reads.features:
+                found = tensor.features(mode, worker)
+                size = sum(table.nbytes for table in found[1])
+                if reads.feature_bytes + size > FEATURE_BYTES:
+                    reads.features.clear()
+                    reads.feature_bytes = 0
+                reads.features[key] = found
+                reads.feature_bytes += size
+            steps, tables = reads.features[key]
         inside = self.inside(steps)
         return [(int(step), table) for step, table, take in zip(steps, tables, inside, strict=True) if take]
 
