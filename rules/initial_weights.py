@@ -80,7 +80,9 @@ class InitialWeights(RunRule):
 
     def select(self, catalogue: Mapping[str, TensorInfo]) -> list[str]:
         """Take weights with two axes or more that are seen before their update."""
-        return [n for n in super().select(catalogue) if len(catalogue[n].shape) >= 2 and catalogue[n].moment != "after"]
+        infos = {name: catalogue[name] for name in super().select(catalogue) if len(catalogue[name].shape) >= 2}
+        # One unit alone cannot be like another one.
+        return [name for name, info in infos.items() if min(info.shape[:2]) > 1 and info.moment != "after"]
 
     def kinds(self) -> tuple[Kind, ...]:
         """Zero, constant, too small, too large."""

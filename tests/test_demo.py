@@ -85,8 +85,8 @@ def test_the_demo_shows_the_broken_run_and_the_healthy_one(capfd: pytest.Capture
     assert "×" in parts[2] and "1.01695e+24" in parts[2]
     broken, healthy, blame = (part.splitlines() for part in parts[3:])
     assert "scale-100000000000" in broken[0] and broken[-1] == "exit status 1"
-    first = broken[2].split()
-    assert first[1].startswith("exploding_tensor") and first[2] in (WEIGHT, LOSS, GRADIENT)
+    first = next(line for line in broken if line.startswith("First cause: "))
+    assert first.startswith(f"First cause: {WEIGHT}, exploding_tensor (error) from step 2 on")
     assert "scale-1 " in healthy[0] and healthy[-1] == "exit status 0"
     assert any("producer" in line and WEIGHT in line for line in blame) and blame[-1] == "exit status 0"
 

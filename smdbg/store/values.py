@@ -20,7 +20,7 @@ from smdbg.store.parts import DamagedChunk
 from smdbg.store.shard import crc32c
 
 CACHE_BYTES = 256 << 20
-TURN_BYTES = 4 << 20  # a larger table is not kept: of it the statistics that are asked for are
+TURN_BYTES = 16 << 20  # a larger table is not kept: of it the statistics that are asked for are
 
 Rows = NDArray[np.int64]
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Values:
         """Return columns of a large table, chunk by chunk: the table as it is stored is never in memory whole."""
         if np.max(tensors, initial=0) >= spec.tail[0]:
             raise DamagedData(f"{one.base}: the catalogue places a tensor outside of {spec.path}")
-        every = np.array_equal(tensors, np.arange(spec.tail[0]))
+        every = len(tensors) == spec.tail[0] and np.array_equal(tensors, np.arange(len(tensors)))
 
         def read() -> list[NDArray[Any]]:
             out: NDArray[Any] | None = None
